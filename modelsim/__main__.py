@@ -1,0 +1,107 @@
+"""The command line: `python -m modelsim`, or `modelsim`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import modelsim as ms
+from modelsim import transfer as engine
+from modelsim.scores import Measure
+from modelsim.zoo import CATALOGUE
+
+app = typer.Typer(
+    help="How similar are two image classifiers? Measured by attack transferability.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Models: an architecture, or `resnet50-seed1` for another seed. Default: all architectures."
+    ),
+]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Show what a user can mend as one line, not as a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        typer.secho(f"modelsim: {error}", err=True, fg="red")
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def train(
+    names: Names = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side.")] = 1,
+) -> None:
+    """Train classifiers on Fashion-MNIST; those already trained are kept.
+
+    Example: `python -m modelsim train resnet50 resnet50-seed1 --workers 2`
+    """
+    with _plain_errors():
+        table = ms.train_zoo(names or list(CATALOGUE), workers=workers)
+    typer.echo(table.drop(columns=["recipe", "torch", "timm"]).to_string())
+
+
+@app.command()
+def transfer(
+    names: Names = None,
+    out: Annotated[Path, typer.Option(help="Folder for the study; a study begun there is finished.")] = Path(
+        "runs/study"
+    ),
+    n: Annotated[int, typer.Option("--images", help="Test images, the same number of every class.")] = 1000,
+    image_seed: Annotated[int, typer.Option(help="Seed of the draw of images.")] = 0,
+    eps: Annotated[float, typer.Option(help="Largest change of a pixel, in 1/255.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 50,
+    step_size: Annotated[float, typer.Option(help="Change of a pixel in one step, in 1/255.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of the attack's random start.")] = 0,
+) -> None:
+    """Attack every model by PGD and show the adversarial images to all.
+
+    Example: `python -m modelsim transfer resnet50 convnext_tiny --images 100 --out runs/mine`
+    """
+    attack = partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
+    with _plain_errors():
+        images = ms.fashion_mnist("test", n=n, seed=image_seed)
+        engine.transfer(ms.load_zoo("fashion69", names=names or None), images, attack, out)
+    typer.echo(f"the study is in {out}; next: python -m modelsim score {out}")
+
+
+@app.command()
+def score(
+    study: Annotated[Path, typer.Argument(help="Folder of a study.")],
+    measure: Annotated[Measure, typer.Option(help="Which score.")] = "sat",
+    intervals: Annotated[bool, typer.Option(help="Add 95 % intervals (bootstrap over images).")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write one row a pair to this file.")] = None,
+) -> None:
+    """Show the scores of a study.
+
+    Example: `python -m modelsim score data/fashion69 --measure sat --intervals --csv sat.csv`
+    """
+    with _plain_errors():
+        opened = ms.open_study(study)
+        matrix = ms.sat(opened) if measure == "sat" else ms.transferability(opened)
+        table = matrix.drop_vars(["hits", "trials"], errors="ignore").to_series().to_frame()
+        if intervals:
+            bounds = ms.interval(opened, measure).to_dataset("bound").to_dataframe()
+            table = table.join(bounds)
+        if csv:
+            table.to_csv(csv)
+    if intervals:
+        typer.echo(table.round(3).to_string())
+    else:
+        typer.echo(matrix.to_pandas().round(3).to_string())
+
+
+if __name__ == "__main__":
+    app(prog_name="modelsim")

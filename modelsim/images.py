@@ -1,0 +1,228 @@
+"""Image sets: a canvas of images in [0, 1] with labels, class names and stable ids."""
+
+import gzip
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_FASHION_MNIST_FILES = {"train": "train", "test": "t10k"}
+
+
+def data_directory() -> Path:
+    """Return the folder of embedded data.
+
+    That is the environment variable `MODELSIM_DATA` if it is set, else `data/` beside the package.
+
+    Raises
+    ------
+    FileNotFoundError
+        If that folder does not exist.
+    """
+    folder = Path(os.environ.get("MODELSIM_DATA") or Path(__file__).resolve().parents[1] / "data")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no data folder at {folder}: work in a clone of the repository (pip install -e .), "
+            "or set MODELSIM_DATA to its data/ folder"
+        )
+    return folder
+
+
+def check_images(images: Tensor) -> None:
+    """Raise unless `images` is a canvas: float32 (n, channel, height, width) in [0, 1], n ≥ 1.
+
+    Raises
+    ------
+    TypeError
+        If `images` is not a float32 tensor.
+    ValueError
+        If its shape is not four-dimensional with 1 or 3 channels, it is empty, or a value is NaN or
+        outside [0, 1].
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    if images.dtype != torch.float32:
+        hint = "; divide 8-bit images by 255" if images.dtype == torch.uint8 else ""
+        raise TypeError(f"images must be float32 in [0, 1], got {images.dtype}{hint}")
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"images must have shape (n, channel, height, width) with 1 or 3 channels, "
+            f"got {tuple(images.shape)}"
+        )
+    if images.numel() == 0:
+        raise ValueError(f"the image set is empty: shape {tuple(images.shape)}")
+    if images.isnan().any():
+        raise ValueError(f"{int(images.isnan().flatten(1).any(1).sum())} image(s) contain NaN")
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise ValueError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
+
+
+def check_labels(labels: Tensor, *, n_images: int, n_classes: int) -> None:
+    """Raise unless `labels` holds `n_images` whole numbers in 0 … n_classes - 1.
+
+    Raises
+    ------
+    TypeError
+        If `labels` is not an int64 tensor.
+    ValueError
+        If there is not one label an image, or a label is outside the classes.
+    """
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be an int64 tensor, got {kind}")
+    if labels.shape != (n_images,):
+        raise ValueError(f"expected one label for each of {n_images} images, got shape {tuple(labels.shape)}")
+    outside = (labels < 0) | (labels >= n_classes)
+    if outside.any():
+        first = int(outside.nonzero()[0, 0])
+        raise ValueError(
+            f"{int(outside.sum())} label(s) outside the {n_classes} classes 0 … {n_classes - 1}: "
+            f"the first is {int(labels[first])} at position {first}"
+        )
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images on one canvas, with what is known of each.
+
+    Examples
+    --------
+    >>> images = fashion_mnist("test", n=1000, seed=0)
+    >>> images.images.shape
+    torch.Size([1000, 1, 28, 28])
+
+    Attributes
+    ----------
+    images : Tensor
+        The canvas: float32 (n, channel, height, width) in [0, 1].
+    labels : Tensor
+        int64 (n,), indices into `classes`.
+    ids : tuple of str
+        One name an image that stays the same in every subset.
+    classes : tuple of str
+        Class names.
+    name : str
+        Name of the set, recorded in every study made from it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When made from anything but a canvas, labels within the classes and unique ids, one an image.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        check_images(self.images)
+        check_labels(self.labels, n_images=len(self.images), n_classes=len(self.classes))
+        if len(self.ids) != len(self.images) or len(set(self.ids)) != len(self.ids):
+            raise ValueError(
+                f"expected {len(self.images)} unique image ids, "
+                f"got {len(self.ids)} of which {len(set(self.ids))} differ"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, positions: Sequence[int] | NDArray[np.int64]) -> "ImageSet":
+        """Return the images at `positions`, in that order."""
+        keep = torch.as_tensor(positions, dtype=torch.int64)
+        ids = tuple(self.ids[i] for i in keep.tolist())
+        return ImageSet(self.images[keep], self.labels[keep], ids, self.classes, self.name)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of pixels, labels and ids, to tell two image sets apart."""
+        digest = hashlib.sha256(self.images.numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        digest.update("\n".join(self.ids).encode())
+        return digest.hexdigest()
+
+    def balanced(self, n: int, *, seed: int = 0) -> "ImageSet":
+        """Draw `n` images, the same number of every class, sorted by position in this set.
+
+        Raises
+        ------
+        ValueError
+            If `n` is not a positive multiple of the number of classes, or a class has too few images.
+        """
+        each, rest = divmod(n, len(self.classes))
+        if n <= 0 or rest:
+            raise ValueError(f"n must be a positive multiple of the {len(self.classes)} classes, got {n}")
+        random = np.random.default_rng(seed)
+        chosen = []
+        for label, class_name in enumerate(self.classes):
+            members = np.flatnonzero(self.labels.numpy() == label)
+            if len(members) < each:
+                raise ValueError(f"class {class_name!r} has {len(members)} images, {each} were asked for")
+            chosen.append(random.choice(members, size=each, replace=False))
+        return self[np.sort(np.concatenate(chosen))]
+
+
+def _read_idx(path: Path, *, header: int) -> NDArray[np.uint8]:
+    """Read the body of a gzip IDX file of unsigned bytes."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(
+            f"{path} is truncated or corrupted ({error}): restore it with git checkout -- {path}"
+        ) from error
+    return np.frombuffer(content, np.uint8, offset=header)
+
+
+def fashion_mnist(split: str = "test", *, n: int | None = None, seed: int = 0) -> ImageSet:
+    """Load Fashion-MNIST: 28 × 28 grey images of clothes, ten classes.
+
+    Parameters
+    ----------
+    split : {"train", "test"}
+        60,000 or 10,000 images.
+    n : int, optional
+        Draw this many, balanced over the classes; all of them by default.
+    seed : int
+        Of the draw.
+
+    Raises
+    ------
+    ValueError
+        If `split` is unknown, `n` can't be drawn evenly, or a file is corrupted.
+
+    References
+    ----------
+    Xiao, Rasul and Vollgraf, *Fashion-MNIST*, arXiv 1708.07747.
+    """
+    if split not in _FASHION_MNIST_FILES:
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    stem = data_directory() / "fashion-mnist" / _FASHION_MNIST_FILES[split]
+    pixels = _read_idx(Path(f"{stem}-images-idx3-ubyte.gz"), header=16).reshape(-1, 1, 28, 28)
+    labels = _read_idx(Path(f"{stem}-labels-idx1-ubyte.gz"), header=8)
+    images = ImageSet(
+        images=torch.from_numpy(pixels / np.float32(255)),
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        ids=tuple(f"{split}/{i:05d}" for i in range(len(labels))),
+        classes=FASHION_MNIST_CLASSES,
+        name=f"Fashion-MNIST {split}",
+    )
+    return images if n is None else images.balanced(n, seed=seed)

@@ -1,0 +1,164 @@
+"""Figures. Each function draws on an Axes (or makes a figure where it needs several) and returns it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import xarray as xr
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from modelsim import clustering
+
+BASE_COLOURS: Mapping[str, str] = {
+    "CNN": "#0072B2",
+    "Transformer": "#D55E00",
+    "MLP-Mixer": "#009E73",
+    "Hybrid": "#CC79A7",
+    "NAS": "#E69F00",
+}
+"""One colour a base architecture (Okabe and Ito's, told apart by colour-blind readers)."""
+
+
+def heatmap(
+    matrix: xr.DataArray,
+    ax: Axes | None = None,
+    *,
+    fmt: str = ".2f",
+    label: str | None = None,
+    cmap: str = "mako",
+) -> Axes:
+    """Draw a labelled matrix with its numbers, rows from top to bottom."""
+    ax = ax or plt.subplots(figsize=(0.62 * matrix.shape[1] + 3, 0.5 * matrix.shape[0] + 2))[1]
+    title = label or str(matrix.name)
+    sns.heatmap(
+        matrix.to_pandas(),
+        ax=ax,
+        annot=True,
+        fmt=fmt,
+        cmap=cmap,
+        cbar_kws={"label": title},
+        annot_kws={"size": 8},
+    )
+    ax.set(xlabel=matrix.dims[1], ylabel=matrix.dims[0])
+    ax.tick_params(axis="x", rotation=45)
+    plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
+    return ax
+
+
+def clustered_heatmap(similarity: xr.DataArray, groups: Mapping[str, str]) -> Figure:
+    """Draw a similarity matrix in the order of its average-linkage tree.
+
+    Parameters
+    ----------
+    similarity : DataArray
+        Symmetric, such as SAT.
+    groups : mapping
+        Base of every model, for the coloured strips.
+    """
+    frame = similarity.to_pandas()
+    links = clustering.tree(similarity)
+    colours = pd.Series({name: BASE_COLOURS[groups[name]] for name in frame.index}, name="base")
+    off_diagonal = similarity.values[~np.eye(len(frame), dtype=bool)]
+    grid = sns.clustermap(
+        frame,
+        row_linkage=links,
+        col_linkage=links,
+        row_colors=colours,
+        col_colors=colours,
+        cmap="mako",
+        vmax=off_diagonal.max(),
+        figsize=(9, 9),
+        annot=len(frame) <= 16,
+        fmt=".1f",
+        annot_kws={"size": 8},
+        dendrogram_ratio=0.14,
+        cbar_pos=(0.02, 0.85, 0.03, 0.13),
+        cbar_kws={"label": str(similarity.name)},
+    )
+    grid.ax_heatmap.set(xlabel="", ylabel="")
+    legend_for_groups(grid.ax_col_dendrogram, groups.values(), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return grid.figure
+
+
+def legend_for_groups(ax: Axes, groups: "pd.Series | object", **options: object) -> None:
+    """Add one legend entry for every base among `groups`."""
+    present = set(groups)  # type: ignore[call-overload]
+    for base, colour in BASE_COLOURS.items():
+        if base in present:
+            ax.scatter([], [], color=colour, label=base)
+    ax.legend(frameon=False, **options)
+
+
+def model_map(
+    similarity: xr.DataArray, groups: Mapping[str, str], ax: Axes | None = None, *, seed: int = 0
+) -> Axes:
+    """Place models in the plane, near where they are similar; colour by base.
+
+    Parameters
+    ----------
+    similarity : DataArray
+        Symmetric, such as SAT.
+    groups : mapping
+        Base of every model.
+    ax : Axes, optional
+        Where to draw.
+    seed : int
+        Of the embedding.
+    """
+    ax = ax or plt.subplots(figsize=(8, 6))[1]
+    place = clustering.embed(similarity, seed=seed)
+    for name, (x, y) in zip(similarity[similarity.dims[0]].values, place.values, strict=True):
+        ax.scatter(x, y, s=70, color=BASE_COLOURS[groups[name]])
+        ax.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    ax.set(xlabel="log units of SAT", ylabel="log units of SAT", aspect="equal")
+    ax.margins(0.18)
+    legend_for_groups(ax, groups.values(), loc="best")
+    return ax
+
+
+def pairs_with_intervals(
+    score: xr.DataArray, bounds: xr.DataArray, model: str, ax: Axes | None = None
+) -> Axes:
+    """Draw one model's score with every other model, with intervals, most similar on top."""
+    row = score.sel({score.dims[0]: model}).drop_sel({score.dims[1]: model})
+    row = row[np.argsort(row.values)]
+    low, high = bounds.sel({score.dims[0]: model, score.dims[1]: row[score.dims[1]].values}).values
+    ax = ax or plt.subplots(figsize=(7, 0.32 * len(row) + 1.2))[1]
+    names = row[score.dims[1]].values
+    ax.errorbar(row.values, names, xerr=[row.values - low, high - row.values], fmt="o", capsize=3)
+    ax.set(xlabel=f"{score.name} with {model}")
+    ax.grid(axis="x", alpha=0.3)
+    return ax
+
+
+def image_grid(
+    rows: Mapping[str, Tensor], titles: list[str] | None = None, *, symmetric: set[str] | None = None
+) -> Figure:
+    """Draw rows of images, one column an image.
+
+    Parameters
+    ----------
+    rows : mapping
+        Row title to a canvas (n, 1, height, width).
+    titles : list of str, optional
+        One a column.
+    symmetric : set of str, optional
+        Rows that hold signed changes: drawn red and blue around 0 instead of grey.
+    """
+    n = len(next(iter(rows.values())))
+    figure, axes = plt.subplots(len(rows), n, figsize=(1.25 * n + 1, 1.35 * len(rows) + 0.3), squeeze=False)
+    for line, (title, images) in zip(axes, rows.items(), strict=True):
+        signed = title in (symmetric or set())
+        limit = float(images.abs().max()) if signed else 1.0
+        for ax, image in zip(line, images, strict=True):
+            ax.imshow(image[0], cmap="RdBu" if signed else "gray", vmin=-limit if signed else 0, vmax=limit)
+            ax.set(xticks=[], yticks=[])
+        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+    for ax, title in zip(axes[0], titles or [], strict=False):
+        ax.set_title(title, fontsize=8)
+    figure.tight_layout(pad=0.4)
+    return figure

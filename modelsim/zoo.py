@@ -1,0 +1,453 @@
+"""Catalogue of architectures, and the classifiers built from it.
+
+A *classifier* maps the canvas (images in [0, 1]) to logits: its own differentiable resize and
+normalisation come first, then a timm network. The catalogue holds scaled-down builds of ImageNet
+architectures, made from timm's own classes so that every block is the published one; only width,
+depth, heads, groups and the patch or window sizes that must follow the resolution are reduced.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from timm.layers import GroupNorm, GroupNorm1
+from timm.models._efficientnet_builder import decode_arch_def, round_channels
+from timm.models.convnext import ConvNeXt
+from timm.models.efficientnet import EfficientNet
+from timm.models.metaformer import MetaFormer
+from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
+from timm.models.resnet import Bottleneck, ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.twins import Twins
+from timm.models.visformer import Visformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from modelsim.images import data_directory
+
+Base = Literal["CNN", "Transformer", "MLP-Mixer", "Hybrid", "NAS"]
+
+CANVAS_RULE = (
+    "perturbation on the canvas; each classifier resizes (bilinear) and normalises by itself; "
+    "adversarial images rounded to 8 bit before evaluation"
+)
+
+
+class Classifier(nn.Module):
+    """Canvas to logits: resize, normalise, then a network.
+
+    Examples
+    --------
+    >>> network = timm.create_model("resnet18", in_chans=1, num_classes=10)
+    >>> classifier = Classifier(network, input_size=64)
+    >>> classifier(torch.rand(8, 1, 28, 28)).shape
+    torch.Size([8, 10])
+
+    Parameters
+    ----------
+    network : nn.Module
+        Takes normalised images (n, channel, input_size, input_size), returns logits (n, class).
+    input_size : int
+        Side, in pixels, to which the canvas is resized (bilinear, differentiable).
+    mean, std : sequence of float
+        Per channel, in units of the canvas; Fashion-MNIST's by default.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        input_size: int,
+        mean: Sequence[float] = (0.2860,),
+        std: Sequence[float] = (0.3530,),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.input_size = input_size
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, canvas: Tensor) -> Tensor:
+        """Return logits (n, class) of a canvas (n, channel, height, width)."""
+        channels = self.mean.shape[1]
+        if canvas.ndim != 4 or canvas.shape[1] != channels:
+            raise ValueError(
+                f"this classifier takes a canvas of shape (n, {channels}, height, width), "
+                f"got {tuple(canvas.shape)}"
+            )
+        size = (self.input_size, self.input_size)
+        resized = nn.functional.interpolate(canvas, size=size, mode="bilinear", align_corners=False)
+        logits: Tensor = self.network((resized - self.mean) / self.std)
+        return logits
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the catalogue.
+
+    Attributes
+    ----------
+    base : str
+        CNN, Transformer, MLP-Mixer, Hybrid or NAS.
+    model : callable
+        timm's class (or a function of it) that builds the network.
+    settings : mapping
+        Keyword arguments of `model`: the published ones, with width, depth and so on reduced.
+    input_size : int
+        Side of the network's input, in pixels: 64 where the published one is 224, larger for larger.
+    """
+
+    base: Base
+    model: Callable[..., nn.Module]
+    settings: Mapping[str, Any]
+    input_size: int = 64
+
+
+def _efficientnet(*, width: float, stages: Sequence[str], features: int, **settings: Any) -> nn.Module:
+    round_channels_to_width = partial(round_channels, multiplier=width, divisor=8, round_limit=0.0)
+    return EfficientNet(
+        block_args=decode_arch_def([[stage] for stage in stages]),
+        num_features=features,
+        stem_size=32,
+        round_chs_fn=round_channels_to_width,
+        act_layer=nn.SiLU,
+        **settings,
+    )
+
+
+_RESNET = dict(block=Bottleneck, layers=(2, 2, 2, 1), channels=(8, 16, 32, 64))
+CATALOGUE: dict[str, Architecture] = {
+    "resnet50": Architecture("CNN", ResNet, _RESNET),
+    "resnext50_32x4d": Architecture("CNN", ResNet, _RESNET | dict(cardinality=4, base_width=32)),
+    "seresnet50": Architecture("CNN", ResNet, _RESNET | dict(block_args=dict(attn_layer="se"))),
+    "resnet50_gn": Architecture("CNN", ResNet, _RESNET | dict(norm_layer=partial(GroupNorm, num_groups=8))),
+    "convnext_tiny": Architecture("CNN", ConvNeXt, dict(depths=(2, 2, 3, 1), dims=(24, 48, 80, 120))),
+    "poolformer_m48": Architecture(
+        "CNN",
+        MetaFormer,
+        dict(
+            depths=(2, 2, 3, 1),
+            dims=(24, 48, 80, 112),
+            downsample_norm=None,
+            mlp_act=nn.GELU,
+            mlp_bias=True,
+            norm_layers=GroupNorm1,
+            layer_scale_init_values=1e-6,
+            res_scale_init_values=None,
+            use_mlp_head=False,
+        ),
+    ),
+    "efficientnet_b2": Architecture(
+        "NAS",
+        _efficientnet,
+        dict(
+            width=0.4,
+            features=256,
+            stages=(
+                "ds_r1_k3_s1_e1_c16_se0.25",
+                "ir_r1_k3_s2_e6_c24_se0.25",
+                "ir_r1_k5_s2_e6_c40_se0.25",
+                "ir_r2_k3_s2_e6_c80_se0.25",
+                "ir_r2_k5_s1_e6_c112_se0.25",
+                "ir_r2_k5_s2_e6_c192_se0.25",
+                "ir_r1_k3_s1_e6_c320_se0.25",
+            ),
+        ),
+        input_size=72,
+    ),
+    "deit_small_patch16_224": Architecture(
+        "Transformer", VisionTransformer, dict(img_size=64, patch_size=8, embed_dim=48, depth=4, num_heads=3)
+    ),
+    "swin_tiny_patch4_window7_224": Architecture(
+        "Transformer",
+        SwinTransformer,
+        dict(
+            img_size=64,
+            patch_size=4,
+            window_size=4,
+            embed_dim=16,
+            depths=(2, 2, 2, 1),
+            num_heads=(1, 2, 4, 8),
+        ),
+    ),
+    "resmlp_24_224": Architecture(
+        "MLP-Mixer",
+        MlpMixer,
+        dict(
+            img_size=64,
+            patch_size=8,
+            num_blocks=4,
+            embed_dim=64,
+            mlp_ratio=4,
+            block_layer=partial(ResBlock, init_values=1e-5),
+            norm_layer=Affine,
+        ),
+    ),
+    "twins_svt_small": Architecture(
+        "Hybrid",
+        Twins,
+        dict(
+            img_size=64,
+            patch_size=4,
+            embed_dims=(16, 32, 64, 96),
+            num_heads=(1, 2, 4, 6),
+            depths=(2, 2, 2, 2),
+            wss=(4, 4, 4, 2),
+            sr_ratios=(8, 4, 2, 1),
+        ),
+    ),
+    "visformer_small": Architecture(
+        "Hybrid",
+        Visformer,
+        dict(
+            img_size=64,
+            init_channels=12,
+            embed_dim=64,
+            depth=(2, 2, 1),
+            num_heads=4,
+            mlp_ratio=4.0,
+            group=8,
+            attn_stage="011",
+            spatial_conv="100",
+            norm_layer=nn.BatchNorm2d,
+            conv_init=True,
+            embed_norm=nn.BatchNorm2d,
+        ),
+    ),
+}
+
+
+_SEED_SUFFIX = re.compile(r"(?P<architecture>.+?)(-seed(?P<seed>\d+))?")
+
+
+def model_name(architecture: str, seed: int = 0) -> str:
+    """Name of a trained model: that of its architecture, with `-seedN` unless N is 0."""
+    return architecture if seed == 0 else f"{architecture}-seed{seed}"
+
+
+def split_model_name(name: str) -> tuple[str, int]:
+    """Inverse of `model_name`.
+
+    Examples
+    --------
+    >>> split_model_name("resnet50-seed1")
+    ('resnet50', 1)
+    """
+    match = _SEED_SUFFIX.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is not the name of a model, such as 'resnet50' or 'resnet50-seed1'")
+    return match["architecture"], int(match["seed"] or 0)
+
+
+def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that `name` is unknown and which known names are nearest."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(known)}"
+    return f"unknown {kind} {name!r}: {hint}"
+
+
+def architecture(name: str) -> Architecture:
+    """Look up the catalogue.
+
+    Raises
+    ------
+    ValueError
+        If `name` isn't in it; the message suggests the nearest names.
+    """
+    if name not in CATALOGUE:
+        raise ValueError(unknown_name_message("architecture", name, CATALOGUE))
+    return CATALOGUE[name]
+
+
+def build(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifier:
+    """Build an untrained classifier for a canvas of one channel.
+
+    Examples
+    --------
+    >>> classifier = build("convnext_tiny", seed=0)
+
+    Parameters
+    ----------
+    name : str
+        A name of the catalogue.
+    seed : int
+        Of the initial weights; the global random state stays as it was.
+
+    Raises
+    ------
+    ValueError
+        If the architecture is unknown.
+    """
+    entry = architecture(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = entry.model(in_chans=1, num_classes=n_classes, **entry.settings)
+    return Classifier(network, input_size=entry.input_size)
+
+
+def count_parameters(classifier: nn.Module) -> int:
+    """Count the trainable parameters."""
+    return sum(p.numel() for p in classifier.parameters() if p.requires_grad)
+
+
+def count_flops(classifier: nn.Module, canvas: Sequence[int] = (1, 28, 28)) -> int:
+    """Floating-point operations of one image (2 × multiply-accumulate; matrix products and convolutions)."""
+    training = classifier.training
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        classifier.eval()(torch.zeros(1, *canvas))
+    classifier.train(training)
+    return int(counter.get_total_flops())
+
+
+def fingerprint(classifier: nn.Module) -> str:
+    """SHA-256 of names and values of all weights, to tell two classifiers apart."""
+    return _fingerprint(classifier.state_dict())
+
+
+def _fingerprint(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        digest.update(key.encode())
+        digest.update(weights[key].contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_weights(classifier: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the weights in half precision, with `metadata`; either the whole file appears or none.
+
+    Raises
+    ------
+    ValueError
+        If a weight is too large for half precision or not finite.
+    """
+    weights = {
+        key: (value.half() if value.is_floating_point() else value).contiguous()
+        for key, value in classifier.state_dict().items()
+    }
+    for key, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{key} does not fit into half precision: {path} is not written")
+    partial_path = path.with_suffix(".partial")
+    stored = dict(metadata) | {"sha256": _fingerprint(weights)}
+    safetensors.torch.save_file(weights, partial_path, metadata=stored)
+    partial_path.replace(path)
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"weight file {path} is truncated or corrupted ({why}): restore it with git, or delete it "
+        f"and run `python -m modelsim train {path.stem}`"
+    )
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read what `save_weights` noted beside the weights.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def load_weights(classifier: nn.Module, path: Path) -> None:
+    """Fill `classifier` with the weights of `path`, in single precision, after checking their hash.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, or its weights are another architecture's.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: run `python -m modelsim train {path.stem}`")
+    metadata = read_metadata(path)
+    weights = safetensors.torch.load_file(path)
+    if metadata.get("sha256") != _fingerprint(weights):
+        raise _damaged(path, "its hash differs from the one noted in it")
+    expected = {key: value.shape for key, value in classifier.state_dict().items()}
+    if {key: value.shape for key, value in weights.items()} != expected:
+        raise ValueError(f"weight file {path} belongs to another architecture than {path.stem}")
+    classifier.load_state_dict(weights)
+
+
+class Zoo(Mapping[str, nn.Module]):
+    """Classifiers by name, each built by `load` when it is asked for and not kept.
+
+    Raises
+    ------
+    ValueError
+        If a name is given twice.
+    """
+
+    def __init__(self, names: Sequence[str], load: Callable[[str], nn.Module]) -> None:
+        duplicates = sorted({name for name in names if list(names).count(name) > 1})
+        if duplicates:
+            raise ValueError(f"duplicate model names: {', '.join(duplicates)}")
+        self._names = tuple(names)
+        self._load = load
+
+    def __getitem__(self, name: str) -> nn.Module:
+        if name not in self._names:
+            raise KeyError(unknown_name_message("model", name, self._names))
+        return self._load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _load_trained(name: str, *, folder: Path) -> Classifier:
+    classifier = build(split_model_name(name)[0])
+    load_weights(classifier, folder / f"{name}.safetensors")
+    return classifier.eval()
+
+
+def load_zoo(study: str = "fashion69", *, names: Sequence[str] | None = None) -> Zoo:
+    """Load the classifiers that ship with the book, each when it is asked for.
+
+    Examples
+    --------
+    >>> zoo = load_zoo("fashion69")
+    >>> zoo["resnet50"](images.images[:8]).argmax(1)
+
+    Parameters
+    ----------
+    study : str
+        `"fashion69"`, the one embedded zoo.
+    names : sequence of str, optional
+        Models, such as `"resnet50"` or its second seed `"resnet50-seed1"`; by default the first seed
+        of every architecture of the catalogue.
+
+    Raises
+    ------
+    ValueError
+        If the study or an architecture is unknown, or a name is given twice.
+    """
+    if study != "fashion69":
+        raise ValueError(unknown_name_message("study", study, ["fashion69"]))
+    names = list(CATALOGUE) if names is None else list(names)
+    for name in names:
+        architecture(split_model_name(name)[0])
+    return Zoo(names, partial(_load_trained, folder=data_directory() / study / "weights"))
