@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 import modelsim as ms
-from modelsim import transfer as engine
 from modelsim.scores import Measure
 from modelsim.zoo import CATALOGUE
 
@@ -73,7 +72,7 @@ def transfer(
     attack = partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
     with _plain_errors():
         images = ms.fashion_mnist("test", n=n, seed=image_seed)
-        engine.transfer(ms.load_zoo("fashion69", names=names or None), images, attack, out)
+        ms.transfer(ms.load_zoo("fashion69", names=names or None), images, attack, out)
     typer.echo(f"the study is in {out}; next: python -m modelsim score {out}")
 
 

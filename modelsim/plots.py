@@ -1,6 +1,7 @@
 """Figures. Each function draws on an Axes (or makes a figure where it needs several) and returns it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ def heatmap(
     cmap: str = "mako",
 ) -> Axes:
     """Draw a labelled matrix with its numbers, rows from top to bottom."""
-    ax = ax or plt.subplots(figsize=(0.62 * matrix.shape[1] + 3, 0.5 * matrix.shape[0] + 2))[1]
+    ax = ax or plt.subplots(figsize=(0.5 * matrix.shape[1] + 2.4, 0.42 * matrix.shape[0] + 1.6))[1]
     title = label or str(matrix.name)
     sns.heatmap(
         matrix.to_pandas(),
@@ -84,9 +85,9 @@ def clustered_heatmap(similarity: xr.DataArray, groups: Mapping[str, str]) -> Fi
     return grid.figure
 
 
-def legend_for_groups(ax: Axes, groups: "pd.Series | object", **options: object) -> None:
+def legend_for_groups(ax: Axes, groups: Iterable[str], **options: Any) -> None:
     """Add one legend entry for every base among `groups`."""
-    present = set(groups)  # type: ignore[call-overload]
+    present = set(groups)
     for base, colour in BASE_COLOURS.items():
         if base in present:
             ax.scatter([], [], color=colour, label=base)

@@ -17,7 +17,7 @@ import torch
 from timm.optim import create_optimizer_v2, muon
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm, trange
+from tqdm import tqdm, trange
 
 from modelsim.images import ImageSet, data_directory, fashion_mnist
 from modelsim.zoo import (
@@ -131,7 +131,7 @@ def train(
     if steps == 0:
         raise ValueError(f"{len(images)} images are fewer than one batch of {recipe.batch_size}")
     classifier = build(architecture, seed=seed, n_classes=len(images.classes)).train()
-    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier.to(memory_format=torch.channels_last)
     optimiser = create_optimizer_v2(
         classifier.network,
         opt="muon",

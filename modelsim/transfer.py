@@ -15,7 +15,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from modelsim.attacks import checked_logits, frozen, pgd
@@ -26,6 +26,7 @@ Attack = Callable[..., Tensor]
 
 _STORE = "study.zarr"
 _FORMAT = "modelsim study 1"
+_CHUNK_KEYS: Any = {"name": "default", "separator": "."}
 _NOT_PREDICTED = -1
 _NOT_PERTURBED = -128
 
@@ -47,7 +48,8 @@ def transfer(
 
     Examples
     --------
-    >>> study = transfer(load_zoo("fashion69"), fashion_mnist("test", n=1000), partial(pgd, steps=10), "runs/mine")
+    >>> zoo, images = load_zoo("fashion69"), fashion_mnist("test", n=1000)
+    >>> study = transfer(zoo, images, partial(pgd, steps=10), "runs/mine")
 
     Parameters
     ----------
@@ -250,12 +252,12 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _check_same_settings(store: Path, settings: Mapping[str, Any]) -> None:
     """Refuse to go on with a study that was made otherwise, naming each difference."""
     try:
-        stored = dict(zarr.open_group(store, mode="r").attrs)
+        stored: dict[str, Any] = dict(zarr.open_group(store, mode="r").attrs)
     except (FileNotFoundError, ValueError) as error:
         raise FileExistsError(f"{store} is not a study, or its zarr.json is damaged: {error}") from error
     if stored.get("format") != _FORMAT:
         raise FileExistsError(f"{store} is not a modelsim study: choose another folder")
-    before, now = (dict(_flat(cast(Mapping[str, Any], s))) for s in (stored["settings"], settings))
+    before, now = (dict(_flat(s)) for s in (stored["settings"], settings))
     differences = [
         f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} now"
         for key in sorted(before.keys() | now.keys())
@@ -264,7 +266,8 @@ def _check_same_settings(store: Path, settings: Mapping[str, Any]) -> None:
     if differences or list(stored["settings"]["models"]) != list(settings["models"]):
         what = "; ".join(differences) or "the order of the models"
         raise ValueError(
-            f"{store} was made with other settings ({what}): choose another folder, or delete it to start anew"
+            f"{store} was made with other settings ({what}): choose another folder, "
+            "or delete it to start anew"
         )
 
 
@@ -293,7 +296,6 @@ def _create(store: Path, zoo: Mapping[str, nn.Module], images: ImageSet, setting
     _write(group, "label", images.labels.numpy().astype(np.int16), ("image",))
     _write(group, "clean_prediction", clean, ("target", "image"))
     template = partial(group.create_array, compressors=[ZstdCodec(level=19), Crc32cCodec()])
-    separator = {"name": "default", "separator": "."}
     template(
         name="perturbation",
         shape=(n, *shape),
@@ -301,7 +303,7 @@ def _create(store: Path, zoo: Mapping[str, nn.Module], images: ImageSet, setting
         dtype="int8",
         fill_value=_NOT_PERTURBED,
         dimension_names=("source", "image", "channel", "y", "x"),
-        chunk_key_encoding=separator,
+        chunk_key_encoding=_CHUNK_KEYS,
         attributes={"units": "1/255"},
     )
     template(
@@ -311,7 +313,7 @@ def _create(store: Path, zoo: Mapping[str, nn.Module], images: ImageSet, setting
         dtype="int16",
         fill_value=_NOT_PREDICTED,
         dimension_names=("source", "target", "image"),
-        chunk_key_encoding=separator,
+        chunk_key_encoding=_CHUNK_KEYS,
     )
     template(
         name="finished",
@@ -320,7 +322,7 @@ def _create(store: Path, zoo: Mapping[str, nn.Module], images: ImageSet, setting
         dtype="bool",
         fill_value=False,
         dimension_names=("source",),
-        chunk_key_encoding=separator,
+        chunk_key_encoding=_CHUNK_KEYS,
     )
     unfinished.rename(store)
 
@@ -335,7 +337,7 @@ def _write(group: zarr.Group, name: str, values: NDArray[Any], dimensions: tuple
         dtype=dtype,
         dimension_names=dimensions,
         compressors=compressors,
-        chunk_key_encoding={"name": "default", "separator": "."},
+        chunk_key_encoding=_CHUNK_KEYS,
     )
     array[:] = values
 
@@ -408,7 +410,7 @@ def open_study(path: str | Path) -> xr.Dataset:
     study = xr.open_zarr(store, consolidated=False, chunks=None).drop_vars("finished")
     for name in set(study.variables) - {"perturbation"}:
         study[name].load()
-    labels = {name: study[name].values.astype(str) for name in ("source", "target", "image", "class")}
+    labels = {name: np.array(study[name].values.tolist()) for name in ("source", "target", "image", "class")}
     study = study.assign_coords(labels)
     settings = study.attrs.pop("settings")
     return study.assign_attrs(settings)

@@ -1,0 +1,53 @@
+# Both `make book` and `make test` create .venv once and reuse it.
+# Inside an environment of your own: make book PYTHON=python VENV=
+PYTHON ?= python3
+VENV ?= .venv
+HTML := book/_build/html
+
+ifeq ($(strip $(VENV)),)
+RUN := $(PYTHON)
+READY :=
+else
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+
+.PHONY: help book test bench lock clean
+
+help:
+	@echo "make book    build the book (the last line says which file to open)"
+	@echo "make test    lint, type-check and test"
+	@echo "make bench   time the attacks against another implementation"
+	@echo "make lock    resolve requirements.lock anew from pyproject.toml (needs uv)"
+	@echo "make clean   remove the built book"
+
+ifneq ($(READY),)
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, this is ' + sys.version)"
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing exact versions from requirements.lock: some 6 GB on Linux, most of it PyTorch"
+	$(RUN) -m pip install --quiet --no-deps --requirement requirements.lock
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+endif
+
+book: $(READY)
+	$(RUN) -c "import matplotlib.pyplot"
+	$(RUN) -c "from jupyter_book.cli.main import main; main()" build book --all --warningiserror --keep-going --nitpick
+	$(RUN) tests/scan_book.py $(HTML)
+	@echo "The book is built. Open $(CURDIR)/$(HTML)/index.html"
+
+test: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest
+
+bench: $(READY)
+	$(RUN) tests/bench_attacks.py
+
+lock:
+	uv pip compile --universal --fork-strategy fewest --python-version 3.11 --all-extras --quiet pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf book/_build

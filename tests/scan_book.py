@@ -1,0 +1,36 @@
+"""Exit with an error if a built page shows a traceback, a warning or an unresolved value.
+
+Run by `make book`: python tests/scan_book.py book/_build/html
+"""
+
+import re
+import sys
+from pathlib import Path
+
+FAULTS = {
+    "a traceback": re.compile(r"Traceback \(most recent call last\)|class=\"[^\"]*\btraceback\b"),
+    "standard error": re.compile(r"class=\"[^\"]*\boutput[^\"]* stderr\b"),
+    "a Python warning": re.compile(r"\b\w*Warning: "),
+    "an unresolved value": re.compile(r"class=\"[^\"]*\b(pasted-text-missing|system-message)\b"),
+}
+
+
+def faults(page: str) -> list[str]:
+    """Name what is wrong with the HTML of a page."""
+    return [name for name, pattern in FAULTS.items() if pattern.search(page)]
+
+
+def main(folder: Path) -> int:
+    """Print every fault of every page; return how many pages there are with one."""
+    pages = sorted(folder.glob("*.html"))
+    if not pages:
+        print(f"no pages in {folder}")
+        return 1
+    found = {page.name: what for page in pages if (what := faults(page.read_text(encoding="utf-8")))}
+    for name, what in found.items():
+        print(f"{name} shows {', '.join(what)}")
+    return len(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

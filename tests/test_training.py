@@ -1,0 +1,192 @@
+import gzip
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import modelsim as ms
+from modelsim import training
+from modelsim.zoo import count_flops, count_parameters, fingerprint, read_metadata
+
+NAME = "deit_small_patch16_224"
+QUICK = ms.Recipe(epochs=1, batch_size=32)
+WEIGHTS = ms.data_directory() / "fashion69" / "weights"
+
+
+class Killed(BaseException):
+    pass
+
+
+def write_idx(path, values):
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape)
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture
+def small_data(tmp_path, monkeypatch):
+    """A data folder of 100 training and 50 test images; returns where its weights go."""
+    folder = tmp_path / "fashion-mnist"
+    folder.mkdir()
+    for stem, n, seed in (("train", 100, 0), ("t10k", 50, 1)):
+        images = ms.fashion_mnist("test", n=n, seed=seed)
+        write_idx(folder / f"{stem}-images-idx3-ubyte.gz", (images.images[:, 0] * 255).round().numpy())
+        write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", images.labels.numpy())
+    monkeypatch.setenv("MODELSIM_DATA", str(tmp_path))
+    return tmp_path / "fashion69" / "weights"
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def train(name, **_):
+        raise AssertionError(f"{name} is trained")
+
+    monkeypatch.setattr(training, "train", train)
+
+
+@pytest.fixture
+def trained(small_data):
+    ms.train_zoo([NAME], recipe=QUICK)
+    return small_data / f"{NAME}.safetensors"
+
+
+@pytest.mark.parametrize("name", [NAME, "resnet50"])
+def test_training_depends_on_its_seed_and_leaves_the_global_random_state_alone(name, small_data):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    prints = [fingerprint(ms.train(name, seed=s, recipe=QUICK, progress=False)) for s in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_trained_classifier_differs_from_the_untrained_and_is_in_evaluation_mode(small_data):
+    classifier = ms.train(NAME, recipe=QUICK, progress=False)
+    assert not any(module.training for module in classifier.modules())
+    assert fingerprint(classifier) != fingerprint(ms.build(NAME))
+
+
+def test_fewer_images_than_a_batch_are_refused(small_data):
+    with pytest.raises(ValueError, match="100 images are fewer than one batch of 101"):
+        ms.train(NAME, recipe=ms.Recipe(batch_size=101))
+
+
+def test_loss_that_stops_being_finite_names_architecture_and_step(small_data):
+    recipe = ms.Recipe(epochs=3, batch_size=5, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=f"training {NAME}: loss is nan at step 50"):
+        ms.train(NAME, recipe=recipe, progress=False)
+
+
+def test_accuracy_is_the_share_of_correct_images(images):
+    labels = images.labels.clone()
+
+    class Oracle(torch.nn.Module):
+        def forward(self, canvas):
+            return torch.nn.functional.one_hot(labels[: len(canvas)], 3).float()
+
+    wrong = ms.ImageSet(
+        images.images, (labels + (torch.arange(12) < 3)) % 3, images.ids, images.classes, "wrong"
+    )
+    assert ms.accuracy(Oracle(), images) == 1
+    assert ms.accuracy(Oracle(), wrong) == 0.75
+
+
+def test_trained_models_are_kept_and_only_missing_ones_trained(trained, monkeypatch):
+    before, asked = trained.read_bytes(), []
+    train = training.train
+    monkeypatch.setattr(
+        training, "train", lambda name, **given: asked.append(given["seed"]) or train(name, **given)
+    )
+    table = ms.train_zoo([NAME, f"{NAME}-seed1"], recipe=QUICK)
+    assert asked == [1]
+    assert list(table.index) == [NAME, f"{NAME}-seed1"]
+    assert list(table.seed) == [0, 1]
+    assert trained.read_bytes() == before
+
+
+def test_killed_training_loses_only_the_model_in_progress(trained, monkeypatch):
+    def killed(name, **_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "train", killed)
+        with pytest.raises(Killed):
+            ms.train_zoo([NAME, f"{NAME}-seed1"], recipe=QUICK)
+    assert [path.name for path in trained.parent.glob("*.safetensors")] == [trained.name]
+    assert list(ms.train_zoo([f"{NAME}-seed1"], recipe=QUICK).index) == [NAME, f"{NAME}-seed1"]
+
+
+def test_two_workers_train_what_one_does(small_data):
+    names = [NAME, f"{NAME}-seed1"]
+    table = ms.train_zoo(names, recipe=QUICK, workers=2)
+    assert list(table.index) == names
+    for name in names:
+        stored = ms.accuracy(ms.load_zoo(names=[name])[name], ms.fashion_mnist("test"))
+        assert table.test_accuracy[name] == pytest.approx(stored, abs=5e-5)
+
+
+def test_model_of_another_recipe_is_refused_naming_the_difference(trained, no_training):
+    before = trained.read_bytes()
+    other = ms.Recipe(epochs=2, batch_size=32, learning_rate=0.02)
+    with pytest.raises(
+        ValueError, match=r"epochs: 1 stored, 2 asked; learning_rate: 0\.01 stored, 0\.02 asked"
+    ) as caught:
+        ms.train_zoo([f"{NAME}-seed1", NAME], recipe=other)
+    assert str(trained) in str(caught.value)
+    assert trained.read_bytes() == before
+
+
+def test_damaged_model_is_named_before_anything_is_trained(trained, no_training):
+    trained.write_bytes(trained.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{trained.name} is truncated or corrupted.*modelsim train {NAME}"):
+        ms.train_zoo([f"{NAME}-seed1", NAME], recipe=QUICK)
+
+
+def test_unknown_name_is_found_before_anything_is_trained(small_data, no_training):
+    with pytest.raises(ValueError, match="unknown architecture 'resnet51'"):
+        ms.train_zoo([NAME, "resnet51"], recipe=QUICK)
+    assert not small_data.exists()
+
+
+def test_table_tells_what_is_true_of_the_stored_weights(trained):
+    table = ms.training_table(trained.parent)
+    row, classifier = table.loc[NAME], ms.load_zoo(names=[NAME])[NAME]
+    assert row.test_accuracy == pytest.approx(ms.accuracy(classifier, ms.fashion_mnist("test")), abs=5e-5)
+    assert (row.architecture, row.seed) == (NAME, 0)
+    assert (row.parameters, row.flops) == (count_parameters(classifier), count_flops(classifier))
+    assert json.loads(row.recipe) == asdict(QUICK)
+    assert row.torch == torch.__version__
+    written = pd.read_csv(trained.parent / "training.csv", index_col="model")
+    pd.testing.assert_frame_equal(written, table, check_dtype=False)
+
+
+def test_table_of_a_folder_without_weights_has_no_rows(tmp_path):
+    assert len(ms.training_table(tmp_path)) == 0
+
+
+def test_every_architecture_is_shipped_and_two_of_them_with_a_second_seed():
+    shipped = {path.stem for path in WEIGHTS.glob("*.safetensors")}
+    assert set(ms.CATALOGUE) <= shipped
+    assert len([name for name in shipped if name.endswith("-seed1")]) >= 2
+
+
+@pytest.mark.parametrize("path", sorted(WEIGHTS.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_shipped_model_is_as_accurate_as_its_file_says(path: Path):
+    metadata = read_metadata(path)
+    assert json.loads(metadata["recipe"]) == asdict(ms.Recipe())
+    recorded, n = float(metadata["test_accuracy"]), 500
+    assert recorded >= 0.85
+    measured = ms.accuracy(ms.load_zoo(names=[path.stem])[path.stem], ms.fashion_mnist("test", n=n, seed=7))
+    # Four standard deviations of a binomial share: 1 in 16,000 for a file that tells the truth.
+    # Drawing without replacement and evenly over the classes only makes the deviation smaller.
+    assert abs(measured - recorded) <= 4 * np.sqrt(recorded * (1 - recorded) / n)
+
+
+def test_shipped_table_is_that_of_the_shipped_files():
+    path = WEIGHTS / "training.csv"
+    if not path.exists():
+        pytest.skip("training.csv is not written yet")
+    written = pd.read_csv(path, index_col="model")
+    pd.testing.assert_frame_equal(written, ms.training_table(), check_dtype=False)

@@ -1,0 +1,205 @@
+import json
+
+import pytest
+import safetensors.torch
+import timm
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import modelsim as ms
+from modelsim.zoo import (
+    Zoo,
+    count_flops,
+    count_parameters,
+    fingerprint,
+    load_weights,
+    model_name,
+    read_metadata,
+    save_weights,
+    split_model_name,
+)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    path = tmp_path / "resnet50.safetensors"
+    save_weights(ms.build("resnet50", seed=1), path, {"recipe": "{}"})
+    return path
+
+
+@pytest.mark.parametrize("name", ms.CATALOGUE)
+def test_architecture_fits_the_budget_of_two_cores(name):
+    classifier = ms.build(name)
+    assert count_parameters(classifier) <= 450_000
+    assert count_flops(classifier) <= 20e6
+
+
+@pytest.mark.parametrize("name", ms.CATALOGUE)
+def test_architecture_has_the_class_and_the_blocks_of_the_published_model(name):
+    with torch.device("meta"):
+        published = timm.create_model(name, pretrained=False)
+    network = ms.build(name).network
+    assert isinstance(network, type(published))
+    ours, theirs = ({type(m).__name__ for m in model.modules()} for model in (network, published))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", ms.CATALOGUE)
+def test_logits_have_one_column_a_class_and_every_region_of_the_canvas_moves_them(name):
+    classifier = ms.build(name).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in classifier.parameters():
+        # Some heads start at 0 and would hide the gradient.
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    canvas = torch.rand(2, 1, 28, 28, generator=generator).requires_grad_(True)
+    logits = classifier(canvas)
+    assert logits.shape == (2, 10)
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), canvas)
+    regions = nn.functional.max_pool2d(gradient.abs(), 4)
+    assert regions.shape[2:] == (7, 7)
+    assert (regions > 0).all()
+
+
+def test_flops_and_parameters_of_a_linear_layer_are_counted_by_hand():
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10)).train()
+    assert count_flops(layer) == 2 * 28 * 28 * 10
+    assert count_parameters(layer) == 28 * 28 * 10 + 10
+    assert layer.training
+
+
+def test_classifier_normalises_by_its_own_mean_and_deviation():
+    classifier = ms.Classifier(nn.Flatten(), input_size=2, mean=[0.5], std=[0.25])
+    assert classifier(torch.full((1, 1, 2, 2), 0.75)).tolist() == [[1.0, 1.0, 1.0, 1.0]]
+
+
+def test_classifier_refuses_another_channel_count():
+    with pytest.raises(ValueError, match=r"\(n, 1, height, width\), got \(2, 3, 28, 28\)"):
+        ms.build("resnet50")(torch.rand(2, 3, 28, 28))
+
+
+def test_build_depends_on_its_seed_and_leaves_the_global_random_state_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    prints = [fingerprint(ms.build("resnet50", seed=seed)) for seed in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("changed", [{"mean": [0.5]}, {"std": [0.5]}, {"input_size": 4}])
+def test_fingerprint_tells_apart_classifiers_that_see_the_canvas_differently(changed):
+    network = tiny.linear(0)
+    default = {"input_size": 8, "mean": [0.2], "std": [0.3]}
+    one, other = (ms.Classifier(network, **settings) for settings in (default, default | changed))
+    assert fingerprint(one) != fingerprint(other)
+
+
+@pytest.mark.parametrize("make", [ms.build, lambda name: ms.load_zoo(names=[name])])
+def test_unknown_architecture_suggests_the_nearest(make):
+    with pytest.raises(ValueError, match=r"unknown architecture 'resnet5O'.*'resnet50'"):
+        make("resnet5O")
+
+
+def test_unknown_study_is_named():
+    with pytest.raises(ValueError, match=r"unknown study 'fashion'.*'fashion69'"):
+        ms.load_zoo("fashion")
+
+
+def test_duplicate_model_names_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"duplicate model names: resnet50$"):
+        ms.load_zoo(names=["resnet50", "swin_tiny_patch4_window7_224", "resnet50"])
+
+
+def test_absent_member_of_a_zoo_suggests_the_nearest():
+    with pytest.raises(KeyError, match=r"unknown model 'resnet50-seed2'.*'resnet50-seed1'"):
+        ms.load_zoo(names=["resnet50-seed1"])["resnet50-seed2"]
+
+
+@given(st.sampled_from(list(ms.CATALOGUE)), st.integers(0, 10**6))
+def test_model_name_is_split_into_what_it_was_made_of(architecture, seed):
+    assert split_model_name(model_name(architecture, seed)) == (architecture, seed)
+
+
+def test_zoo_loads_a_model_only_when_it_is_asked_for():
+    asked = []
+    zoo = Zoo(["a", "b"], lambda name: asked.append(name) or tiny.linear(0))
+    assert (list(zoo), len(zoo), "a" in list(zoo), asked) == (["a", "b"], 2, True, [])
+    zoo["b"]
+    assert asked == ["b"]
+
+
+def test_zoo_of_absent_weights_opens_and_says_how_to_train_the_model_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELSIM_DATA", str(tmp_path))
+    zoo = ms.load_zoo()
+    assert list(zoo) == list(ms.CATALOGUE)
+    with pytest.raises(
+        FileNotFoundError, match=r"resnet50-seed1\.safetensors.*modelsim train resnet50-seed1"
+    ):
+        ms.load_zoo(names=["resnet50-seed1"])["resnet50-seed1"]
+
+
+def test_stored_weights_come_back_rounded_to_half_precision(tmp_path):
+    path = tmp_path / "resnet50.safetensors"
+    before, after = ms.build("resnet50", seed=1), ms.build("resnet50", seed=2)
+    save_weights(before, path, {"note": "kept"})
+    load_weights(after, path)
+    loaded = after.state_dict()
+    for key, value in before.state_dict().items():
+        expected = value.half().float() if value.is_floating_point() else value
+        assert torch.equal(loaded[key], expected), key
+        assert loaded[key].dtype == value.dtype, key
+    assert read_metadata(path)["note"] == "kept"
+    assert [p.name for p in tmp_path.iterdir()] == ["resnet50.safetensors"]
+
+
+def test_absent_weight_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"resnet50\.safetensors"):
+        load_weights(ms.build("resnet50"), tmp_path / "resnet50.safetensors")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 1000, -1])
+def test_truncated_weight_file_is_named_with_the_way_out(stored, kept):
+    stored.write_bytes(stored.read_bytes()[:kept])
+    with pytest.raises(
+        ValueError, match=r"resnet50\.safetensors is truncated or corrupted.*modelsim train resnet50"
+    ):
+        load_weights(ms.build("resnet50"), stored)
+
+
+@pytest.mark.parametrize("position", [0, 8, 12, -1, -20_000])
+def test_flipped_byte_in_a_weight_file_is_noticed(stored, position):
+    content = bytearray(stored.read_bytes())
+    content[position] ^= 0xFF
+    stored.write_bytes(content)
+    with pytest.raises(ValueError, match=r"resnet50\.safetensors is truncated or corrupted"):
+        load_weights(ms.build("resnet50"), stored)
+
+
+def test_flipped_digit_of_a_weights_hash_is_noticed(stored):
+    digest = read_metadata(stored)["sha256"]
+    other = ("1" if digest[0] == "0" else "0") + digest[1:]
+    stored.write_bytes(stored.read_bytes().replace(digest.encode(), other.encode()))
+    with pytest.raises(ValueError, match=r"resnet50\.safetensors is truncated or corrupted"):
+        load_weights(ms.build("resnet50"), stored)
+
+
+def test_weights_of_another_architecture_are_refused(stored):
+    with pytest.raises(ValueError, match=r"resnet50\.safetensors belongs to another architecture"):
+        load_weights(ms.build("resnet50_gn"), stored)
+
+
+@pytest.mark.parametrize("value", [70_000.0, float("nan")])
+def test_weight_that_half_precision_cannot_hold_is_refused_and_nothing_written(tmp_path, value):
+    classifier = tiny.linear(0)
+    classifier[1].bias.data[1] = value
+    with pytest.raises(ValueError, match=r"1\.bias does not fit into half precision"):
+        save_weights(classifier, tmp_path / "tiny.safetensors", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weight_file_can_be_read_without_this_package(stored):
+    weights = safetensors.torch.load_file(stored)
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float16}
+    assert json.loads(read_metadata(stored)["recipe"]) == {}
