@@ -70,6 +70,9 @@ def spectral_clusters(similarity: xr.DataArray, n_clusters: int, *, seed: int = 
     check_similarity(similarity)
     if not 2 <= n_clusters <= len(similarity):
         raise ValueError(f"n_clusters must be 2 … {len(similarity)}, the number of models; got {n_clusters}")
+    if n_clusters == len(similarity):
+        alone = np.arange(n_clusters)
+        return similarity.isel({similarity.dims[1]: 0}, drop=True).copy(data=alone).rename("cluster")
     affinity = similarity.values.clip(min=0)
     np.fill_diagonal(affinity, 0)
     model = SpectralClustering(n_clusters, affinity="precomputed", assign_labels="kmeans", random_state=seed)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,9 @@ def _read_idx(path: Path, *, header: int) -> NDArray[np.uint8]:
     """Read the body of a gzip IDX file of unsigned bytes."""
     try:
         content = gzip.decompress(path.read_bytes())
-    except (EOFError, gzip.BadGzipFile) as error:
+        if len(content) <= header:
+            raise EOFError("no image in it")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
             f"{path} is truncated or corrupted ({error}): restore it with git checkout -- {path}"
         ) from error

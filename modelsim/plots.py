@@ -156,7 +156,9 @@ def image_grid(
         signed = title in (symmetric or set())
         limit = float(images.abs().max()) if signed else 1.0
         for ax, image in zip(line, images, strict=True):
-            ax.imshow(image[0], cmap="RdBu" if signed else "gray", vmin=-limit if signed else 0, vmax=limit)
+            ax.imshow(
+                image[0].numpy(), cmap="RdBu" if signed else "gray", vmin=-limit if signed else 0, vmax=limit
+            )
             ax.set(xticks=[], yticks=[])
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
     for ax, title in zip(axes[0], titles or [], strict=False):

@@ -16,7 +16,7 @@ Measure = Literal["sat", "transferability"]
 def _trials(study: xr.Dataset) -> xr.DataArray:
     """Tell, by (source, target, image), whether both classify the clean image correctly."""
     correct = study.clean_prediction == study.label
-    both = correct.rename(target="source") & correct
+    both = correct.rename(target="source").sel(source=study.source) & correct
     return both.transpose("source", "target", "image")
 
 

@@ -131,7 +131,6 @@ def train(
     if steps == 0:
         raise ValueError(f"{len(images)} images are fewer than one batch of {recipe.batch_size}")
     classifier = build(architecture, seed=seed, n_classes=len(images.classes)).train()
-    classifier.to(memory_format=torch.channels_last)
     optimiser = create_optimizer_v2(
         classifier.network,
         opt="muon",
@@ -300,8 +299,11 @@ def training_table(folder: Path | None = None) -> pd.DataFrame:
         `torch`, `timm` (versions).
     """
     folder = folder or data_directory() / "fashion69" / "weights"
-    rows = {path.stem: read_metadata(path) for path in sorted(folder.glob("*.safetensors"))}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").drop(columns="sha256")
+    rows = {
+        path.stem: read_metadata(path)
+        for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     numbers = {"seed": int, "test_accuracy": float, "seconds": int, "parameters": int, "flops": int}
     columns = ["architecture", *numbers, "recipe", "torch", "timm"]
-    return table.astype(numbers)[columns]
+    return table.reindex(columns=columns).astype(numbers)

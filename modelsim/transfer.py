@@ -1,13 +1,14 @@
 """The engine: attack each source once, show the result to every target, and keep all predictions."""
 
 import inspect
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -27,8 +28,18 @@ Attack = Callable[..., Tensor]
 _STORE = "study.zarr"
 _FORMAT = "modelsim study 1"
 _CHUNK_KEYS: Any = {"name": "default", "separator": "."}
-_NOT_PREDICTED = -1
-_NOT_PERTURBED = -128
+_ABSENT: Mapping[str, Any] = {
+    "source": "",
+    "target": "",
+    "image": "",
+    "class": "",
+    "label": -1,
+    "clean_prediction": -1,
+    "adversarial_prediction": -1,
+    "perturbation": -128,
+    "finished": False,
+}
+"""The arrays of a store, and the value, never a real one, that zarr puts where a chunk is missing."""
 
 
 def transfer(
@@ -60,7 +71,7 @@ def transfer(
         What to attack.
     attack : callable
         `attack(classifier, images, labels, **settings)`, such as `pgd` or a `functools.partial` of
-        it. Its keyword-only settings are recorded; a `seed` among them is advanced for every batch.
+        it. Its settings are recorded; a `seed` among them is advanced for every batch.
     out : path
         Folder for the study, in `out/study.zarr`.
     batch_size : int
@@ -91,15 +102,13 @@ def transfer(
         raise ValueError("the zoo is empty: give at least one classifier")
     store = Path(out) / _STORE
     settings = _settings(zoo, images, attack, batch_size=batch_size, device=device)
-    if store.exists():
-        _check_same_settings(store, settings)
-    else:
+    if not store.exists():
         _create(store, zoo, images, settings)
-    group = zarr.open_group(store, mode="r+")
+    group = _open_store(store, mode="r+")
+    _check_same_settings(store, group.attrs["settings"], settings)
     for leftover in store.rglob("*.partial"):
         leftover.unlink()
-    finished = cast(NDArray[np.bool_], _array(group, "finished")[:])
-    _check_complete(group, store, finished)
+    finished = _check_finished(group, store)
     missing = [name for name, done in zip(zoo, finished, strict=True) if not done]
     batches = -(-len(images) // batch_size)
     with tqdm(total=len(zoo) * batches, initial=int(finished.sum()) * batches, disable=not progress) as bar:
@@ -196,7 +205,7 @@ class _blamed_on:
 
 
 def attack_settings(attack: Attack) -> dict[str, Any]:
-    """Read the keyword-only settings of an attack, defaults and `functools.partial` included.
+    """Read the settings of an attack: defaults, and what `functools.partial` has set.
 
     Examples
     --------
@@ -209,15 +218,15 @@ def attack_settings(attack: Attack) -> dict[str, Any]:
         If a setting without a default is not given, or a setting can't be recorded: only numbers,
         strings, booleans and None can.
     """
-    settings = {}
+    settings = dict(attack.keywords) if isinstance(attack, partial) else {}
     for parameter in inspect.signature(attack).parameters.values():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            continue
-        if parameter.default is inspect.Parameter.empty:
+        if parameter.default is not inspect.Parameter.empty:
+            settings[parameter.name] = parameter.default
+        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             raise ValueError(f"the attack needs {parameter.name}=…: give it with functools.partial")
-        if not isinstance(parameter.default, bool | int | float | str | None):
-            raise ValueError(f"can't record {parameter.name}={parameter.default!r} of the attack")
-        settings[parameter.name] = parameter.default
+    for name, value in settings.items():
+        if not isinstance(value, bool | int | float | str | None):
+            raise ValueError(f"can't record {name}={value!r} of the attack")
     return settings
 
 
@@ -249,21 +258,15 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
-def _check_same_settings(store: Path, settings: Mapping[str, Any]) -> None:
+def _check_same_settings(store: Path, stored: Any, settings: Mapping[str, Any]) -> None:
     """Refuse to go on with a study that was made otherwise, naming each difference."""
-    try:
-        stored: dict[str, Any] = dict(zarr.open_group(store, mode="r").attrs)
-    except (FileNotFoundError, ValueError) as error:
-        raise FileExistsError(f"{store} is not a study, or its zarr.json is damaged: {error}") from error
-    if stored.get("format") != _FORMAT:
-        raise FileExistsError(f"{store} is not a modelsim study: choose another folder")
-    before, now = (dict(_flat(s)) for s in (stored["settings"], settings))
+    before, now = dict(_flat(stored)), dict(_flat(settings))
     differences = [
         f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} now"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
-    if differences or list(stored["settings"]["models"]) != list(settings["models"]):
+    if differences or list(stored["models"]) != list(settings["models"]):
         what = "; ".join(differences) or "the order of the models"
         raise ValueError(
             f"{store} was made with other settings ({what}): choose another folder, "
@@ -282,7 +285,7 @@ def _create(store: Path, zoo: Mapping[str, nn.Module], images: ImageSet, setting
         attributes = {
             "format": _FORMAT,
             "settings": dict(settings),
-            "hardware": platform.processor() or platform.machine(),
+            "hardware": f"{os.cpu_count()} CPUs, {platform.machine()}",
         }
         group = zarr.create_group(unfinished, attributes=attributes)
     except OSError as error:
@@ -301,7 +304,7 @@ def _create(store: Path, zoo: Mapping[str, nn.Module], images: ImageSet, setting
         shape=(n, *shape),
         chunks=(1, *shape),
         dtype="int8",
-        fill_value=_NOT_PERTURBED,
+        fill_value=_ABSENT["perturbation"],
         dimension_names=("source", "image", "channel", "y", "x"),
         chunk_key_encoding=_CHUNK_KEYS,
         attributes={"units": "1/255"},
@@ -311,7 +314,7 @@ def _create(store: Path, zoo: Mapping[str, nn.Module], images: ImageSet, setting
         shape=(n, n, shape[0]),
         chunks=(1, n, shape[0]),
         dtype="int16",
-        fill_value=_NOT_PREDICTED,
+        fill_value=_ABSENT["adversarial_prediction"],
         dimension_names=("source", "target", "image"),
         chunk_key_encoding=_CHUNK_KEYS,
     )
@@ -320,7 +323,7 @@ def _create(store: Path, zoo: Mapping[str, nn.Module], images: ImageSet, setting
         shape=(n,),
         chunks=(1,),
         dtype="bool",
-        fill_value=False,
+        fill_value=_ABSENT["finished"],
         dimension_names=("source",),
         chunk_key_encoding=_CHUNK_KEYS,
     )
@@ -336,6 +339,7 @@ def _write(group: zarr.Group, name: str, values: NDArray[Any], dimensions: tuple
         chunks=values.shape,
         dtype=dtype,
         dimension_names=dimensions,
+        fill_value=_ABSENT[name],
         compressors=compressors,
         chunk_key_encoding=_CHUNK_KEYS,
     )
@@ -346,23 +350,53 @@ def _array(group: zarr.Group, name: str) -> "zarr.Array[Any]":
     return cast("zarr.Array[Any]", group[name])
 
 
-def _check_complete(group: zarr.Group, store: Path, finished: NDArray[np.bool_]) -> None:
-    """Raise if a finished source can't be read back whole, naming the file that makes it run again."""
-    for index in np.flatnonzero(finished):
-        for name, absent in (("adversarial_prediction", _NOT_PREDICTED), ("perturbation", _NOT_PERTURBED)):
-            try:
-                whole = bool((np.asarray(_array(group, name)[int(index)]) != absent).all())
-            except (ValueError, RuntimeError) as error:
-                raise _damaged(store, name, int(index), str(error)) from error
-            if not whole:
-                raise _damaged(store, name, int(index), "missing")
+def _open_store(store: Path, *, mode: Literal["r", "r+"]) -> zarr.Group:
+    """Open a store and read every array but the large ones once, so that damage is found at once.
+
+    Raises
+    ------
+    FileExistsError
+        If it is something else than a study.
+    ValueError
+        If an array can't be read back whole.
+    """
+    try:
+        group = zarr.open_group(store, mode=mode)
+    except (OSError, ValueError, KeyError) as error:
+        raise FileExistsError(f"{store} is not a study, or its zarr.json is damaged: {error}") from error
+    if group.attrs.get("format") != _FORMAT:
+        raise FileExistsError(f"{store} is not a modelsim study: choose another folder")
+    for name in _ABSENT:
+        if name not in ("perturbation", "adversarial_prediction"):
+            _read(group, store, name, advice=f"delete {store} and run the transfer again")
+    return group
 
 
-def _damaged(store: Path, name: str, index: int, why: str) -> ValueError:
-    return ValueError(
-        f"study {store}: {name} of source {index} is truncated or corrupted ({why}). Restore the store "
-        f"from where it came, or delete {store / 'finished' / f'c.{index}'} and run the transfer again: "
-        "it recomputes this source only"
+def _check_finished(group: zarr.Group, store: Path) -> NDArray[np.bool_]:
+    """Return which sources are finished, after reading each of them back whole."""
+    finished: NDArray[np.bool_] = np.asarray(_array(group, "finished")[:])
+    for index in map(int, np.flatnonzero(finished)):
+        marker = store / "finished" / f"c.{index}"
+        advice = f"delete {marker} and run the transfer again: it recomputes this source only"
+        for name in ("adversarial_prediction", "perturbation"):
+            _read(group, store, name, index, advice=advice)
+    return finished
+
+
+def _read(group: zarr.Group, store: Path, name: str, index: int | None = None, *, advice: str) -> None:
+    """Raise, naming store, array and advice, unless an array (or one source of it) can be read whole."""
+    what = name if index is None else f"{name} of source {index}"
+    try:
+        values = np.asarray(_array(group, name)[slice(None) if index is None else index])
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        why = str(error)
+    else:
+        if name == "finished" or bool((values != _ABSENT[name]).all()):
+            return
+        why = "missing"
+    raise ValueError(
+        f"study {store}: {what} is truncated or corrupted ({why}). "
+        f"Restore the store from where it came, or {advice}"
     )
 
 
@@ -399,14 +433,12 @@ def open_study(path: str | Path) -> xr.Dataset:
         raise FileNotFoundError(
             f"no study at {store}: make one with `python -m modelsim transfer --out {path}`"
         )
-    group = zarr.open_group(store, mode="r")
-    finished = cast(NDArray[np.bool_], _array(group, "finished")[:])
+    finished = _check_finished(_open_store(store, mode="r"), store)
     if not finished.all():
         raise ValueError(
             f"study {store} has {int(finished.sum())} of {len(finished)} sources: "
             "run the same `transfer` again to finish it"
         )
-    _check_complete(group, store, finished)
     study = xr.open_zarr(store, consolidated=False, chunks=None).drop_vars("finished")
     for name in set(study.variables) - {"perturbation"}:
         study[name].load()

@@ -79,6 +79,10 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
+    def extra_repr(self) -> str:
+        """Show the input size, so that it counts in the fingerprint too."""
+        return f"input_size={self.input_size}"
+
     def forward(self, canvas: Tensor) -> Tensor:
         """Return logits (n, class) of a canvas (n, channel, height, width)."""
         channels = self.mean.shape[1]
@@ -295,7 +299,9 @@ def build(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = entry.model(in_chans=1, num_classes=n_classes, **entry.settings)
-    return Classifier(network, input_size=entry.input_size)
+    classifier = Classifier(network, input_size=entry.input_size)
+    # Channels last doubles the speed of small convolutional networks on a CPU and slows none much.
+    return classifier.to(memory_format=torch.channels_last)
 
 
 def count_parameters(classifier: nn.Module) -> int:
@@ -314,7 +320,8 @@ def count_flops(classifier: nn.Module, canvas: Sequence[int] = (1, 28, 28)) -> i
 
 def fingerprint(classifier: nn.Module) -> str:
     """SHA-256 of names and values of all weights, to tell two classifiers apart."""
-    return _fingerprint(classifier.state_dict())
+    seen = dict(classifier.named_buffers()) | classifier.state_dict()
+    return hashlib.sha256(f"{classifier}{_fingerprint(seen)}".encode()).hexdigest()
 
 
 def _fingerprint(weights: Mapping[str, Tensor]) -> str:

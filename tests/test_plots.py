@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_clustered_heatmap_puts_planted_blocks_together_with_their_numbers():
     order = [label.get_text() for label in ax.get_yticklabels()]
     assert sorted(order) == sorted(similarity.model.values)
     blocks = [BLOCKS[int(name[1:])] for name in order]
-    assert sum(a != b for a, b in zip(blocks, blocks[1:], strict=False)) == 2
+    assert sum(a != b for a, b in pairwise(blocks)) == 2
     for (row, column), text in cell_texts(ax).items():
         assert text == f"{float(similarity.sel(model=row, other=column)):.1f}"
 

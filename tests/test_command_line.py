@@ -1,0 +1,117 @@
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import modelsim as ms
+from modelsim.__main__ import app
+
+PAIR = ["deit_small_patch16_224", "resnet50"]
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+def words(text):
+    return " ".join(re.sub(r"[^\w./ -]", " ", text).split())
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The study of two shipped models on ten images, made by the command."""
+    out = tmp_path_factory.mktemp("study")
+    result = call("transfer", *PAIR, "--images", 10, "--steps", 2, "--eps", 8, "--step-size", 4, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert f"modelsim score {out}" in result.output.replace("\n", "")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [
+        ("train", "python -m modelsim train resnet50 resnet50-seed1 --workers 2"),
+        ("transfer", "python -m modelsim transfer resnet50 convnext_tiny --images 100 --out runs/mine"),
+        ("score", "python -m modelsim score data/fashion69 --measure sat --intervals --csv sat.csv"),
+    ],
+)
+def test_help_of_a_command_shows_its_example(command, example):
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example {example}" in words(result.output)
+
+
+def test_program_without_arguments_lists_its_commands():
+    result = subprocess.run(
+        [sys.executable, "-m", "modelsim", "--help"], capture_output=True, text=True, check=True
+    )
+    assert {"train", "transfer", "score"} <= set(words(result.stdout).split())
+
+
+def test_study_records_the_settings_given_in_255ths(pair):
+    study = ms.open_study(pair)
+    expected = {"eps": 8 / 255, "steps": 2, "step_size": 4 / 255, "seed": 0}
+    assert study.attrs["attack_settings"] == expected
+    assert study.source.values.tolist() == PAIR
+    assert tuple(study.image.values) == ms.fashion_mnist("test", n=10).ids
+
+
+@pytest.mark.parametrize("measure", ["sat", "transferability"])
+def test_scores_written_are_those_of_the_package(pair, measure, tmp_path):
+    result = call("score", pair, "--measure", measure, "--intervals", "--csv", tmp_path / "scores.csv")
+    assert result.exit_code == 0, result.output
+    study = ms.open_study(pair)
+    score, bounds = getattr(ms, measure)(study), ms.interval(study, measure)
+    written = pd.read_csv(tmp_path / "scores.csv", index_col=[0, 1])
+    assert len(written) == 4
+    for (one, other), row in written.iterrows():
+        place = {score.dims[0]: one, score.dims[1]: other}
+        expected = [score.sel(place), *bounds.sel(place)]
+        np.testing.assert_allclose(row.to_numpy(dtype=float), np.array(expected, dtype=float))
+
+
+def test_scores_shown_are_those_of_the_package(pair):
+    result = call("score", pair)
+    assert result.exit_code == 0
+    score = ms.sat(ms.open_study(pair))
+    for name in PAIR:
+        (line,) = (line for line in result.output.splitlines() if line.startswith(name))
+        assert [float(n) for n in line.split()[1:]] == score.sel(model=name).values.round(3).tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "resnet5O"], "unknown architecture 'resnet5O': did you mean 'resnet50'"),
+        (["transfer", "resnet5O"], "unknown architecture 'resnet5O': did you mean 'resnet50'"),
+        (["transfer", "resnet50", "resnet50"], "duplicate model names: resnet50"),
+        (["transfer", "resnet50", "--images", 7], "n must be a positive multiple of the 10 classes, got 7"),
+        (["transfer", "resnet50", "--images", 10, "--eps", 0], "eps must be greater than 0, got 0.0"),
+        (["score", "nowhere"], "no study at nowhere"),
+    ],
+)
+def test_mistake_ends_with_code_2_and_one_plain_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert len([line for line in result.stderr.splitlines() if line.startswith("modelsim: ")]) == 1
+
+
+def test_damaged_study_ends_with_code_2_and_says_what_to_delete(pair, tmp_path):
+    copied = tmp_path / "study"
+    copied.mkdir()
+    for path in pair.rglob("*"):
+        if path.is_file():
+            target = copied / path.relative_to(pair)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    (copied / "study.zarr" / "perturbation" / "c.0.0.0.0.0").unlink()
+    result = call("score", copied)
+    assert result.exit_code == 2
+    assert f"delete {copied / 'study.zarr' / 'finished' / 'c.0'}" in result.stderr
