@@ -92,6 +92,7 @@ def train(
     seed: int = 0,
     recipe: Recipe | None = None,
     images: ImageSet | None = None,
+    optimiser: str = "muon",
     progress: bool = True,
 ) -> Classifier:
     """Train one architecture from scratch.
@@ -110,6 +111,8 @@ def train(
         The recipe of the book by default.
     images : ImageSet, optional
         Training images, on the canvas; Fashion-MNIST's 60,000 by default.
+    optimiser : str
+        timm's name of it; `"muon"` is the recipe's, others are there to be compared.
     progress : bool
         Show a progress bar.
 
@@ -131,15 +134,15 @@ def train(
     if steps == 0:
         raise ValueError(f"{len(images)} images are fewer than one batch of {recipe.batch_size}")
     classifier = build(architecture, seed=seed, n_classes=len(images.classes)).train()
-    optimiser = create_optimizer_v2(
+    updates = create_optimizer_v2(
         classifier.network,
-        opt="muon",
+        opt=optimiser,
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         fallback_no_weight_decay=True,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=steps, pct_start=recipe.warm_up, cycle_momentum=False
+        updates, recipe.learning_rate, total_steps=steps, pct_start=recipe.warm_up, cycle_momentum=False
     )
     batches = _batches(images, recipe, seed=seed)
     with (
@@ -151,10 +154,10 @@ def train(
         for step in bar:
             batch, labels = next(batches)
             loss = cross_entropy(classifier(batch), labels)
-            optimiser.zero_grad()
+            updates.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
-            optimiser.step()
+            updates.step()
             schedule.step()
             if step % 50 == 0:
                 bar.set_postfix(loss=f"{_finite(loss, architecture, step):.3f}")
