@@ -60,7 +60,7 @@ def transfer(
     ),
     n: Annotated[int, typer.Option("--images", help="Test images, the same number of every class.")] = 1000,
     image_seed: Annotated[int, typer.Option(help="Seed of the draw of images.")] = 0,
-    eps: Annotated[float, typer.Option(help="Largest change of a pixel, in 1/255.")] = 20,
+    eps: Annotated[float, typer.Option(help="Largest change of a pixel, in 1/255.")] = 18,
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 50,
     step_size: Annotated[float, typer.Option(help="Change of a pixel in one step, in 1/255.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the attack's random start.")] = 0,

@@ -96,7 +96,7 @@ def pgd(
     images: Tensor,
     labels: Tensor,
     *,
-    eps: float = 20 / 255,
+    eps: float = 18 / 255,
     steps: int = 50,
     step_size: float = 2 / 255,
     seed: int = 0,
@@ -108,7 +108,7 @@ def pgd(
 
     Examples
     --------
-    >>> adversarial = pgd(classifier, images, labels, eps=20 / 255, steps=50)
+    >>> adversarial = pgd(classifier, images, labels, eps=18 / 255, steps=50)
     >>> fooled = classifier(adversarial).argmax(1) != labels
 
     Parameters
@@ -151,7 +151,7 @@ def pgd(
         return _ascend(classifier, images, labels, start, eps=eps, steps=steps, step_size=step_size)
 
 
-def fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, *, eps: float = 20 / 255) -> Tensor:
+def fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, *, eps: float = 18 / 255) -> Tensor:
     """Fast gradient sign method: one step of size `eps` from the clean image.
 
     Parameters, result and errors are those of `pgd`.
@@ -170,7 +170,7 @@ def mi_fgsm(
     images: Tensor,
     labels: Tensor,
     *,
-    eps: float = 20 / 255,
+    eps: float = 18 / 255,
     steps: int = 10,
     step_size: float = 2 / 255,
     decay: float = 1.0,

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+
+import modelsim as ms
+from modelsim.zoo import fingerprint
+
+FOLDER = ms.data_directory() / "fashion69"
+
+
+@pytest.fixture(scope="module")
+def study():
+    return ms.open_study(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return ms.fashion_mnist("test", n=1000, seed=0)
+
+
+@pytest.fixture(scope="module")
+def twelve(study):
+    names = list(ms.CATALOGUE)
+    return study.sel(source=names, target=names)
+
+
+def agreement(predictions, classifier, canvas):
+    with torch.inference_mode():
+        return float((classifier(canvas).argmax(1).numpy() == predictions).mean())
+
+
+def test_study_is_of_the_shipped_weights_and_images(study, images):
+    zoo = ms.load_zoo(names=study.source.values.tolist())
+    assert {name: fingerprint(zoo[name]) for name in zoo} == study.attrs["models"]
+    assert tuple(study.image.values) == images.ids
+    np.testing.assert_array_equal(study.label, images.labels)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "swin_tiny_patch4_window7_224"])
+def test_stored_predictions_are_those_of_the_stored_weights_and_perturbations(name, study, images):
+    # Another processor rounds otherwise, which may tip an image that lies on a boundary.
+    target, few = ms.load_zoo(names=[name])[name], slice(200)
+    stored = study.sel(target=name).isel(image=few)
+    assert agreement(stored.clean_prediction.values, target, images.images[few]) >= 0.99
+    adversarial = ms.adversarial_images(study, "deit_small_patch16_224", images)[few]
+    seen = stored.adversarial_prediction.sel(source="deit_small_patch16_224").values
+    assert agreement(seen, target, adversarial) >= 0.99
+
+
+def test_perturbations_keep_to_the_ball_and_to_the_canvas(study, images):
+    eps = round(study.attrs["attack_settings"]["eps"] * 255)
+    pixels = (images.images * 255).round().to(torch.int16).numpy()
+    for source in study.source:
+        change = study.perturbation.sel(source=source).values
+        assert np.abs(change).max() == eps
+        assert (pixels + change).min() >= 0
+        assert (pixels + change).max() <= 255
+
+
+def test_attack_is_strong_enough_to_tell_models_apart(twelve):
+    own = ms.white_box_success(twelve)
+    rate = ms.transferability(twelve).values
+    across = np.median(rate[~np.eye(len(rate), dtype=bool)])
+    assert own.median() >= 0.97
+    assert own.min() >= 0.80
+    assert 0.10 <= across <= 0.50
