@@ -112,11 +112,15 @@ def model_map(
     """
     ax = ax or plt.subplots(figsize=(8, 6))[1]
     place = clustering.embed(similarity, seed=seed)
-    for name, (x, y) in zip(similarity[similarity.dims[0]].values, place.values, strict=True):
-        ax.scatter(x, y, s=70, color=BASE_COLOURS[groups[name]])
-        ax.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    names = similarity[similarity.dims[0]].values
+    # Neighbours in height have their names on opposite sides, so that few of them overlap.
+    for rank, which in enumerate(np.argsort(place.values[:, 1])):
+        name, point = names[which], place.values[which]
+        ax.scatter(*point, s=70, color=BASE_COLOURS[groups[name]])
+        shift, side = ((7, -3), "left") if rank % 2 else ((-7, -3), "right")
+        ax.annotate(name, point, xytext=shift, textcoords="offset points", ha=side, fontsize=8)
     ax.set(xlabel="log units of SAT", ylabel="log units of SAT", aspect="equal")
-    ax.margins(0.18)
+    ax.margins(0.3, 0.12)
     legend_for_groups(ax, groups.values(), loc="best")
     return ax
 
