@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from modelsim import clustering
@@ -112,15 +113,18 @@ def model_map(
     """
     ax = ax or plt.subplots(figsize=(8, 6))[1]
     place = clustering.embed(similarity, seed=seed)
-    names = similarity[similarity.dims[0]].values
-    # Neighbours in height have their names on opposite sides, so that few of them overlap.
-    for rank, which in enumerate(np.argsort(place.values[:, 1])):
-        name, point = names[which], place.values[which]
-        ax.scatter(*point, s=70, color=BASE_COLOURS[groups[name]])
-        shift, side = ((7, -3), "left") if rank % 2 else ((-7, -3), "right")
+    points = place.values
+    stretched = points * [1, 4]  # names are wide: points at one height are the ones in each other's way
+    apart = cdist(stretched, stretched) + np.diag(np.full(len(points), np.inf))
+    for name, point, nearest in zip(
+        similarity[similarity.dims[0]].values, points, apart.argmin(0), strict=True
+    ):
+        ax.scatter(point[0], point[1], s=70, color=BASE_COLOURS[groups[name]])
+        # The name goes on the side away from the nearest other point, so that few overlap.
+        shift, side = ((7, -3), "left") if point[0] > points[nearest, 0] else ((-7, -3), "right")
         ax.annotate(name, point, xytext=shift, textcoords="offset points", ha=side, fontsize=8)
     ax.set(xlabel="log units of SAT", ylabel="log units of SAT", aspect="equal")
-    ax.margins(0.3, 0.12)
+    ax.margins(0.38, 0.12)
     legend_for_groups(ax, groups.values(), loc="best")
     return ax
 
