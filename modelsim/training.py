@@ -285,7 +285,7 @@ def _train_side_by_side(names: Sequence[str], folder: Path, *, recipe: Recipe, w
     threads = max(1, torch.get_num_threads() // workers)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         work = partial(train_to_file, folder=folder, recipe=recipe, threads=threads, progress=False)
-        jobs = {pool.submit(work, name): name for name in names}
+        jobs = [pool.submit(work, name) for name in names]
         for job in (bar := tqdm(as_completed(jobs), total=len(jobs), desc="trained")):
             bar.set_postfix_str(job.result().stem)
 

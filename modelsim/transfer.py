@@ -109,12 +109,10 @@ def transfer(
     for leftover in store.rglob("*.partial"):
         leftover.unlink()
     finished = _check_finished(group, store)
-    missing = [name for name, done in zip(zoo, finished, strict=True) if not done]
     batches = -(-len(images) // batch_size)
     with tqdm(total=len(zoo) * batches, initial=int(finished.sum()) * batches, disable=not progress) as bar:
-        for name in missing:
-            bar.set_description(name)
-            _finish_source(group, list(zoo).index(name), zoo, images, attack, batch_size, device, bar)
+        for index in map(int, np.flatnonzero(~finished)):
+            _finish_source(group, index, zoo, images, attack, batch_size, device, bar)
     return open_study(out)
 
 
@@ -130,6 +128,7 @@ def _finish_source(
 ) -> None:
     """Attack one source, evaluate every target, write both, and only then mark the source finished."""
     name = list(zoo)[index]
+    bar.set_description(name)
     adversarial = _attack_in_batches(name, zoo[name], images, attack, batch_size, device, bar)
     predictions = np.stack(
         [_predict(target, zoo[target], adversarial, images, device=device) for target in zoo]
@@ -298,52 +297,41 @@ def _create(store: Path, zoo: Mapping[str, nn.Module], images: ImageSet, setting
     _write(group, "class", np.array(images.classes, dtype=object), ("class",))
     _write(group, "label", images.labels.numpy().astype(np.int16), ("image",))
     _write(group, "clean_prediction", clean, ("target", "image"))
-    template = partial(group.create_array, compressors=[ZstdCodec(level=19), Crc32cCodec()])
-    template(
-        name="perturbation",
-        shape=(n, *shape),
-        chunks=(1, *shape),
-        dtype="int8",
-        fill_value=_ABSENT["perturbation"],
-        dimension_names=("source", "image", "channel", "y", "x"),
-        chunk_key_encoding=_CHUNK_KEYS,
-        attributes={"units": "1/255"},
-    )
-    template(
-        name="adversarial_prediction",
-        shape=(n, n, shape[0]),
-        chunks=(1, n, shape[0]),
-        dtype="int16",
-        fill_value=_ABSENT["adversarial_prediction"],
-        dimension_names=("source", "target", "image"),
-        chunk_key_encoding=_CHUNK_KEYS,
-    )
-    template(
-        name="finished",
-        shape=(n,),
-        chunks=(1,),
-        dtype="bool",
-        fill_value=_ABSENT["finished"],
-        dimension_names=("source",),
-        chunk_key_encoding=_CHUNK_KEYS,
-    )
+    pixels = ("source", "image", "channel", "y", "x")
+    _add(group, "perturbation", pixels, (n, *shape), (1, *shape), "int8", {"units": "1/255"})
+    triples = ("source", "target", "image")
+    _add(group, "adversarial_prediction", triples, (n, n, shape[0]), (1, n, shape[0]), "int16")
+    _add(group, "finished", ("source",), (n,), (1,), "bool")
     unfinished.rename(store)
 
 
-def _write(group: zarr.Group, name: str, values: NDArray[Any], dimensions: tuple[str, ...]) -> None:
-    dtype = str if values.dtype == object else values.dtype
-    compressors = [ZstdCodec(level=19), Crc32cCodec()]
-    array = group.create_array(
+def _add(
+    group: zarr.Group,
+    name: str,
+    dimensions: tuple[str, ...],
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: Any,
+    attributes: dict[str, Any] | None = None,
+) -> "zarr.Array[Any]":
+    """Add an empty array, compressed and with a checksum for every chunk."""
+    return group.create_array(
         name,
-        shape=values.shape,
-        chunks=values.shape,
+        shape=shape,
+        chunks=chunks,
         dtype=dtype,
-        dimension_names=dimensions,
         fill_value=_ABSENT[name],
-        compressors=compressors,
+        dimension_names=dimensions,
+        compressors=[ZstdCodec(level=19), Crc32cCodec()],
         chunk_key_encoding=_CHUNK_KEYS,
+        attributes=attributes,
     )
-    array[:] = values
+
+
+def _write(group: zarr.Group, name: str, values: NDArray[Any], dimensions: tuple[str, ...]) -> None:
+    """Add an array of one chunk, filled with `values`."""
+    dtype = str if values.dtype == object else values.dtype
+    _add(group, name, dimensions, values.shape, values.shape, dtype)[:] = values
 
 
 def _array(group: zarr.Group, name: str) -> "zarr.Array[Any]":
