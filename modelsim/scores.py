@@ -181,3 +181,141 @@ def white_box_success(study: xr.Dataset) -> xr.DataArray:
     names = [name for name in rate.source.values if name in rate.target.values]
     own = [float(rate.sel(source=name, target=name)) for name in names]
     return xr.DataArray(own, {"model": names}, ("model",), name="white-box success")
+
+
+def main_effects(score: xr.DataArray) -> xr.Dataset:
+    """Split a score into effects of single models and what is left for the pair.
+
+    A strong source and a fragile target raise every score that they take part in. Of a directed
+    transferability, the log-odds are fitted by `mean + strength(source) + fragility(target)`; of a
+    symmetric SAT, the score itself by `mean + effect(model) + effect(other)`. The diagonal is left out.
+
+    The log-odds are fitted by weighted least squares, not by a binomial likelihood: pairs differ by
+    far more than counting noise, so that a likelihood that knows only that noise would leave the fit to
+    the few pairs of middling rate. A pair weighs 1 / (variance between pairs + its counting variance).
+
+    Examples
+    --------
+    >>> effects = main_effects(transferability(study))
+    >>> effects.strength.to_series().sort_values()
+    >>> effects.attrs["explained"]
+
+    Parameters
+    ----------
+    score : DataArray
+        From `transferability`, with its counts, or from `sat` or `published_sat`.
+
+    Returns
+    -------
+    Dataset
+        `residual`, like `score`, NaN on the diagonal; `strength (source)` and `fragility (target)`, or
+        `effect (model)`: around 0, in log-odds or in log of per cent. Attributes `mean` and `explained`,
+        the effects' share of the variance between pairs, 0 … 1.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than four models, rows and columns name different ones, or a score off the
+        diagonal is NaN.
+    """
+    _check_complete(score)
+    return _directed_effects(score) if "hits" in score.coords else _symmetric_effects(score)
+
+
+def _directed_effects(rate: xr.DataArray) -> xr.Dataset:
+    rows, columns = rate.dims
+    source, target = np.nonzero(~np.eye(len(rate), dtype=bool))
+    one_hot = np.eye(len(rate))
+    design = np.hstack([one_hot[source], one_hot[target]])
+    observed, noise = (values[source, target] for values in _log_odds(rate))
+    rest = observed - design @ _weighted_fit(design, observed, np.ones_like(observed))
+    between = max(0.0, float(rest.var() - noise.mean()))
+    effects = _weighted_fit(design, observed, 1 / (between + noise))
+    strength, fragility = np.split(effects, 2)
+    residual = np.full(rate.shape, np.nan)
+    residual[source, target] = rest = observed - design @ effects
+    return xr.Dataset(
+        {
+            "residual": (rate.dims, residual),
+            "strength": ((rows,), strength - strength.mean()),
+            "fragility": ((columns,), fragility - fragility.mean()),
+        },
+        {rows: rate[rows].values, columns: rate[columns].values},
+        attrs={"mean": float(observed.mean()), "explained": 1 - float(rest.var() / observed.var())},
+    )
+
+
+def _symmetric_effects(score: xr.DataArray) -> xr.Dataset:
+    rows, columns = score.dims
+    first, second = np.triu_indices(len(score), k=1)
+    one_hot = np.eye(len(score))
+    design, observed = one_hot[first] + one_hot[second], score.values[first, second]
+    effects = _weighted_fit(design, observed, np.ones_like(observed))
+    residual = np.full(score.shape, np.nan)
+    residual[first, second] = residual[second, first] = rest = observed - design @ effects
+    return xr.Dataset(
+        {"residual": (score.dims, residual), "effect": ((rows,), effects - effects.mean())},
+        {rows: score[rows].values, columns: score[columns].values},
+        attrs={"mean": float(observed.mean()), "explained": 1 - float(rest.var() / observed.var())},
+    )
+
+
+def _check_complete(score: xr.DataArray) -> None:
+    names, others = (list(score[dim].values) for dim in score.dims)
+    if names != others or len(names) < 4:
+        raise ValueError(
+            "effects of single models need four models or more, the same in rows and columns; "
+            f"got {len(names)} rows and {len(others)} columns"
+        )
+    for i, j in np.argwhere(np.isnan(score.values)):
+        if i != j:
+            raise ValueError(f"the score of {names[i]} and {names[j]} is NaN: leave one of them out")
+
+
+def _log_odds(rate: xr.DataArray) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Log-odds of hits, and their counting variance (half a count added to each, after Haldane)."""
+    hits = rate.hits.values + 0.5
+    misses = rate.trials.values - rate.hits.values + 0.5
+    return np.log(hits / misses), 1 / hits + 1 / misses
+
+
+def _weighted_fit(
+    design: NDArray[np.floating], observed: NDArray[np.floating], weights: NDArray[np.floating]
+) -> NDArray[np.floating]:
+    root = np.sqrt(weights)
+    return np.linalg.lstsq(design * root[:, None], observed * root, rcond=None)[0]
+
+
+def relative_sat(score: xr.DataArray) -> xr.DataArray:
+    """Similarity of a pair beyond what its two models have in common with everyone.
+
+    Examples
+    --------
+    >>> relative_sat(transferability(study)).sel(model="resnet50", other="seresnet50")
+    >>> relative_sat(published_sat())
+
+    Parameters
+    ----------
+    score : DataArray
+        As for `main_effects`: a directed transferability, or a symmetric SAT.
+
+    Returns
+    -------
+    DataArray
+        (model, other), symmetric, around 0, NaN on the diagonal: the residuals of `main_effects`, the
+        mean of both directions where there are two. Log of the odds ratio from a transferability, log
+        of the ratio of per cents from a SAT.
+
+    Raises
+    ------
+    ValueError
+        As `main_effects`.
+    """
+    effects = main_effects(score)
+    values = (effects.residual.values + effects.residual.values.T) / 2
+    names = score[score.dims[0]].values
+    units = "log of the odds ratio" if "strength" in effects else "log of the ratio of per cents"
+    attributes = {"units": units, "explained": effects.attrs["explained"]}
+    return xr.DataArray(
+        values, {"model": names, "other": names}, ("model", "other"), name="relative SAT", attrs=attributes
+    )

@@ -22,7 +22,6 @@ from tqdm import tqdm, trange
 from modelsim.images import ImageSet, data_directory, fashion_mnist
 from modelsim.zoo import (
     Classifier,
-    architecture,
     build,
     count_flops,
     count_parameters,
@@ -31,6 +30,7 @@ from modelsim.zoo import (
     save_weights,
     split_model_name,
 )
+from modelsim.zoo import architecture as catalogue_entry
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def train(
     architecture : str
         A name of the catalogue.
     seed : int
-        Of the initial weights, the order of the images and the mirroring.
+        Of the initial weights, the order of the images and the mirroring, after the architecture's
+        `seed_offset`.
     recipe : Recipe, optional
         The recipe of the book by default.
     images : ImageSet, optional
@@ -133,6 +134,7 @@ def train(
     steps = recipe.epochs * (len(images) // recipe.batch_size)
     if steps == 0:
         raise ValueError(f"{len(images)} images are fewer than one batch of {recipe.batch_size}")
+    seed += catalogue_entry(architecture).seed_offset
     classifier = build(architecture, seed=seed, n_classes=len(images.classes)).train()
     updates = create_optimizer_v2(
         classifier.network,
@@ -268,7 +270,7 @@ def train_zoo(
     recipe = recipe or Recipe()
     folder = folder or data_directory() / "fashion69" / "weights"
     for name in names:
-        architecture(split_model_name(name)[0])
+        catalogue_entry(split_model_name(name)[0])
     folder.mkdir(parents=True, exist_ok=True)
     missing = [name for name in dict.fromkeys(names) if not is_trained(name, folder, recipe=recipe)]
     if workers == 1:

@@ -1,40 +1,25 @@
 """Catalogue of architectures, and the classifiers built from it.
 
 A *classifier* maps the canvas (images in [0, 1]) to logits: its own differentiable resize and
-normalisation come first, then a timm network. The catalogue holds scaled-down builds of ImageNet
-architectures, made from timm's own classes so that every block is the published one; only width,
-depth, heads, groups and the patch or window sizes that must follow the resolution are reduced.
+normalisation come first, then a timm network.
 """
 
 import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
 import torch
-from timm.layers import GroupNorm, GroupNorm1
-from timm.models._efficientnet_builder import decode_arch_def, round_channels
-from timm.models.convnext import ConvNeXt
-from timm.models.efficientnet import EfficientNet
-from timm.models.metaformer import MetaFormer
-from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
-from timm.models.resnet import Bottleneck, ResNet
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.twins import Twins
-from timm.models.visformer import Visformer
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.utils.flop_counter import FlopCounterMode
 
+from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.images import data_directory
-
-Base = Literal["CNN", "Transformer", "MLP-Mixer", "Hybrid", "NAS"]
 
 CANVAS_RULE = (
     "perturbation on the canvas; each classifier resizes (bilinear) and normalises by itself; "
@@ -95,147 +80,6 @@ class Classifier(nn.Module):
         resized = nn.functional.interpolate(canvas, size=size, mode="bilinear", align_corners=False)
         logits: Tensor = self.network((resized - self.mean) / self.std)
         return logits
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One row of the catalogue.
-
-    Attributes
-    ----------
-    base : str
-        CNN, Transformer, MLP-Mixer, Hybrid or NAS.
-    model : callable
-        timm's class (or a function of it) that builds the network.
-    settings : mapping
-        Keyword arguments of `model`: the published ones, with width, depth and so on reduced.
-    input_size : int
-        Side of the network's input, in pixels: 64 where the published one is 224, larger for larger.
-    """
-
-    base: Base
-    model: Callable[..., nn.Module]
-    settings: Mapping[str, Any]
-    input_size: int = 64
-
-
-def _efficientnet(*, width: float, stages: Sequence[str], features: int, **settings: Any) -> nn.Module:
-    round_channels_to_width = partial(round_channels, multiplier=width, divisor=8, round_limit=0.0)
-    return EfficientNet(
-        block_args=decode_arch_def([[stage] for stage in stages]),
-        num_features=features,
-        stem_size=32,
-        round_chs_fn=round_channels_to_width,
-        act_layer=nn.SiLU,
-        **settings,
-    )
-
-
-_RESNET = dict(block=Bottleneck, layers=(2, 2, 2, 1), channels=(8, 16, 32, 64))
-CATALOGUE: dict[str, Architecture] = {
-    "resnet50": Architecture("CNN", ResNet, _RESNET),
-    "resnext50_32x4d": Architecture("CNN", ResNet, _RESNET | dict(cardinality=4, base_width=32)),
-    "seresnet50": Architecture("CNN", ResNet, _RESNET | dict(block_args=dict(attn_layer="se"))),
-    "resnet50_gn": Architecture("CNN", ResNet, _RESNET | dict(norm_layer=partial(GroupNorm, num_groups=8))),
-    "convnext_tiny": Architecture("CNN", ConvNeXt, dict(depths=(2, 2, 3, 1), dims=(24, 48, 80, 120))),
-    "poolformer_m48": Architecture(
-        "CNN",
-        MetaFormer,
-        dict(
-            depths=(2, 2, 3, 1),
-            dims=(24, 48, 80, 112),
-            downsample_norm=None,
-            mlp_act=nn.GELU,
-            mlp_bias=True,
-            norm_layers=GroupNorm1,
-            layer_scale_init_values=1e-6,
-            res_scale_init_values=None,
-            use_mlp_head=False,
-        ),
-    ),
-    "efficientnet_b2": Architecture(
-        "NAS",
-        _efficientnet,
-        dict(
-            width=0.4,
-            features=256,
-            stages=(
-                "ds_r1_k3_s1_e1_c16_se0.25",
-                "ir_r1_k3_s2_e6_c24_se0.25",
-                "ir_r1_k5_s2_e6_c40_se0.25",
-                "ir_r2_k3_s2_e6_c80_se0.25",
-                "ir_r2_k5_s1_e6_c112_se0.25",
-                "ir_r2_k5_s2_e6_c192_se0.25",
-                "ir_r1_k3_s1_e6_c320_se0.25",
-            ),
-        ),
-        input_size=72,
-    ),
-    "deit_small_patch16_224": Architecture(
-        "Transformer", VisionTransformer, dict(img_size=64, patch_size=8, embed_dim=48, depth=4, num_heads=3)
-    ),
-    "swin_tiny_patch4_window7_224": Architecture(
-        "Transformer",
-        SwinTransformer,
-        dict(
-            img_size=64,
-            patch_size=4,
-            window_size=4,
-            embed_dim=16,
-            depths=(2, 2, 2, 1),
-            num_heads=(1, 2, 4, 8),
-        ),
-    ),
-    "resmlp_24_224": Architecture(
-        "MLP-Mixer",
-        MlpMixer,
-        dict(
-            img_size=64,
-            patch_size=8,
-            num_blocks=4,
-            embed_dim=64,
-            mlp_ratio=4,
-            block_layer=partial(ResBlock, init_values=1e-5),
-            norm_layer=Affine,
-        ),
-    ),
-    "twins_svt_small": Architecture(
-        "Hybrid",
-        Twins,
-        dict(
-            img_size=64,
-            patch_size=4,
-            embed_dims=(16, 32, 64, 96),
-            num_heads=(1, 2, 4, 6),
-            depths=(2, 2, 2, 2),
-            wss=(4, 4, 4, 2),
-            sr_ratios=(8, 4, 2, 1),
-        ),
-    ),
-    "visformer_small": Architecture(
-        "Hybrid",
-        Visformer,
-        dict(
-            img_size=64,
-            init_channels=12,
-            embed_dim=64,
-            depth=(2, 2, 1),
-            num_heads=4,
-            mlp_ratio=4.0,
-            group=8,
-            attn_stage="011",
-            spatial_conv="100",
-            norm_layer=nn.BatchNorm2d,
-            conv_init=True,
-            embed_norm=nn.BatchNorm2d,
-        ),
-    ),
-}
-"""Architectures by the name of the ImageNet model that each scales down; a new one is a new entry.
-
-At most 0.45 million parameters and 20 MFLOP (2 × multiply-accumulate) an image, so that one core trains
-each in minutes. `efficientnet_b2` has a larger input than the others, as it has on ImageNet.
-"""
 
 
 _SEED_SUFFIX = re.compile(r"(?P<architecture>.+?)(-seed(?P<seed>\d+))?")
@@ -304,9 +148,9 @@ def build(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = entry.model(in_chans=1, num_classes=n_classes, **entry.settings)
-    classifier = Classifier(network, input_size=entry.input_size)
     # Channels last doubles the speed of small convolutional networks on a CPU and slows none much.
-    return classifier.to(memory_format=torch.channels_last)
+    convert_conv2d_weight_memory_format(network, torch.channels_last)
+    return Classifier(network, input_size=entry.input_size)
 
 
 def count_parameters(classifier: nn.Module) -> int:
@@ -317,7 +161,8 @@ def count_parameters(classifier: nn.Module) -> int:
 def count_flops(classifier: nn.Module, canvas: Sequence[int] = (1, 28, 28)) -> int:
     """Floating-point operations of one image (2 × multiply-accumulate; matrix products and convolutions)."""
     training = classifier.training
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    # Gradients stay on: timm passes some parameters from module to module, and the counter wants their graph.
+    with FlopCounterMode(display=False) as counter:
         classifier.eval()(torch.zeros(1, *canvas))
     classifier.train(training)
     return int(counter.get_total_flops())

@@ -1,0 +1,130 @@
+"""How far two similarity matrices of the same models agree, and what else could explain it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+Pairs = NDArray[np.floating]
+
+
+class Agreement(NamedTuple):
+    """Outcome of `agreement`.
+
+    Attributes
+    ----------
+    correlation : float
+        Spearman's, over pairs of models, -1 … 1; partial where controls were given.
+    low, high : float
+        Percentile interval, by bootstrap over models.
+    p_value : float
+        Of a correlation at least as great if the names of one matrix were shuffled (Mantel's test).
+    models, pairs : int
+        How many were compared.
+    """
+
+    correlation: float
+    low: float
+    high: float
+    p_value: float
+    models: int
+    pairs: int
+
+
+def agreement(
+    first: xr.DataArray,
+    second: xr.DataArray,
+    *,
+    given: Sequence[xr.DataArray] = (),
+    permutations: int = 9_999,
+    resamples: int = 1_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Agreement:
+    """Compare two similarity matrices of the same models, pair by pair.
+
+    Pairs that share a model are not independent. So the test shuffles models, not pairs, and the
+    interval draws models with replacement (pairs of a model with its own copy are left out).
+
+    Examples
+    --------
+    >>> agreement(sat(study), published_sat())
+    >>> agreement(sat(study), published_sat(), given=[same_base])
+
+    Parameters
+    ----------
+    first, second : DataArray
+        Symmetric, models in rows and columns; those named in both are compared. The diagonal doesn't
+        count and may be NaN.
+    given : sequence of DataArray
+        Controls, symmetric: ranks of pairs are compared after a linear fit on the controls' ranks.
+    permutations, resamples : int
+        Of the test and of the interval.
+    level : float
+        Coverage of the interval, 0 … 1.
+    seed : int
+        Of both.
+
+    Raises
+    ------
+    ValueError
+        If fewer than four models are in all matrices, or a value off the diagonal is NaN.
+
+    References
+    ----------
+    Mantel, *The detection of disease clustering and a generalized regression approach*, Cancer
+    Research, 1967; with controls, Smouse, Long and Sokal, *Multiple regression and correlation
+    extensions of the Mantel test*, Systematic Zoology, 1986.
+    """
+    matrices = _aligned([first, second, *given])
+    n = len(matrices[0])
+    random = np.random.default_rng(seed)
+    one, other = (_square(residual, n) for residual in _residual_ranks(matrices, np.arange(n)))
+    observed = _cosine(one, other)
+    orders = (random.permutation(n) for _ in range(permutations))
+    at_least = sum(_cosine(one[np.ix_(order, order)], other) >= observed - 1e-12 for order in orders)
+    draws = (random.integers(n, size=n) for _ in range(resamples))
+    drawn = [_cosine(*_residual_ranks(matrices, models)) for models in draws]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    p_value = (1 + at_least) / (permutations + 1)
+    return Agreement(observed, float(low), float(high), float(p_value), n, n * (n - 1) // 2)
+
+
+def _aligned(matrices: Sequence[xr.DataArray]) -> list[Pairs]:
+    """Return the values of the models that all matrices name, in one order."""
+    names = [[str(name) for name in matrix[matrix.dims[0]].values] for matrix in matrices]
+    common = [name for name in names[0] if all(name in others for others in names[1:])]
+    if len(common) < 4:
+        raise ValueError(f"four models or more must be in all matrices, got {len(common)}: {common}")
+    aligned = [
+        matrix.sel({matrix.dims[0]: common, matrix.dims[1]: common}).values.astype(float)
+        for matrix in matrices
+    ]
+    for values in aligned:
+        for i, j in np.argwhere(np.isnan(values)):
+            if i != j:
+                raise ValueError(f"a value of {common[i]} and {common[j]} is NaN: leave one of them out")
+    return aligned
+
+
+def _residual_ranks(matrices: Sequence[Pairs], models: NDArray[np.integer]) -> list[Pairs]:
+    """Ranks of the first two matrices' pairs, centred, after a fit on the ranks of the others."""
+    upper = np.triu_indices(len(models), k=1)
+    rows, columns = models[upper[0]], models[upper[1]]
+    apart = rows != columns
+    first, second, *controls = (rankdata(values[rows[apart], columns[apart]]) for values in matrices)
+    design = np.column_stack([np.ones(apart.sum()), *controls])
+    return [ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0] for ranks in (first, second)]
+
+
+def _square(pairs: Pairs, n: int) -> Pairs:
+    matrix = np.zeros((n, n))
+    matrix[np.triu_indices(n, k=1)] = pairs
+    return matrix + matrix.T
+
+
+def _cosine(one: Pairs, other: Pairs) -> float:
+    return float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum()))

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import spearmanr
+
+import modelsim as ms
+
+
+def matrix(values, names=None):
+    names = names or [f"m{i}" for i in range(len(values))]
+    return xr.DataArray(np.asarray(values, float), {"model": names, "other": names}, ("model", "other"))
+
+
+def random_matrix(n, seed, names=None):
+    values = np.random.default_rng(seed).normal(size=(n, n))
+    return matrix(values + values.T, names)
+
+
+def pairs(similarity):
+    return similarity.values[np.triu_indices(len(similarity), k=1)]
+
+
+def test_correlation_is_spearmans_over_pairs():
+    first, second = random_matrix(8, 0), random_matrix(8, 1)
+    found = ms.agreement(first, second, permutations=9, resamples=9)
+    assert found.correlation == pytest.approx(spearmanr(pairs(first), pairs(second)).statistic)
+    assert (found.models, found.pairs) == (8, 28)
+
+
+def test_matrices_are_matched_by_name_not_by_position():
+    names = list("abcdefgh")
+    first = random_matrix(8, 0, names)
+    shuffled = first.sel(model=names[::-1], other=names[::-1])
+    extra = random_matrix(9, 3, [*names, "z"])
+    extra.loc[dict(model=names, other=names)] = first.values
+    assert ms.agreement(first, shuffled, permutations=9, resamples=9).correlation == pytest.approx(1)
+    assert ms.agreement(first, extra, permutations=9, resamples=9).models == 8
+
+
+def test_the_diagonal_does_not_count():
+    first, second = random_matrix(8, 0), random_matrix(8, 1)
+    other = second.copy(data=np.where(np.eye(8, dtype=bool), np.nan, second))
+    options = dict(permutations=19, resamples=19)
+    assert ms.agreement(first, second, **options) == ms.agreement(first, other, **options)
+
+
+def test_equal_matrices_have_the_least_possible_p_value():
+    first = random_matrix(10, 0)
+    found = ms.agreement(first, first, permutations=99, resamples=99)
+    assert found.p_value == 0.01
+    assert found.low == pytest.approx(1)
+
+
+def test_p_values_of_unrelated_matrices_are_spread_evenly():
+    found = [
+        ms.agreement(random_matrix(8, seed), random_matrix(8, 100 + seed), permutations=99, resamples=1)
+        for seed in range(60)
+    ]
+    p_values = np.array([one.p_value for one in found])
+    assert 0.35 < p_values.mean() < 0.65
+    assert (p_values < 0.1).mean() < 0.25
+
+
+def test_pairs_that_share_a_model_are_not_taken_for_independent():
+    # A hub raises its whole row in both: seven of 28 pairs agree, but it is one model that does, and
+    # one shuffle in eight puts it back.
+    hub = np.zeros((8, 8))
+    hub[0] = hub[:, 0] = 9
+    first, second = (matrix(random_matrix(8, seed).values + hub) for seed in (0, 1))
+    assert spearmanr(pairs(first), pairs(second), alternative="greater").pvalue < 0.05
+    assert ms.agreement(first, second, permutations=999, resamples=1).p_value > 0.05
+
+
+def test_a_control_that_makes_the_agreement_leaves_none():
+    common = random_matrix(20, 0)
+    first, second = (matrix(common.values + 0.5 * random_matrix(20, seed).values) for seed in (1, 2))
+    options = dict(permutations=199, resamples=199)
+    assert ms.agreement(first, second, **options).correlation > 0.6
+    controlled = ms.agreement(first, second, given=[common], **options)
+    assert abs(controlled.correlation) < 0.2
+    assert controlled.low < 0 < controlled.high
+
+
+def test_partial_correlation_agrees_with_the_textbook_formula():
+    first, second, control = (random_matrix(12, seed) for seed in range(3))
+    ab, ac, bc = (
+        spearmanr(pairs(x), pairs(y)).statistic
+        for x, y in ((first, second), (first, control), (second, control))
+    )
+    expected = (ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2))
+    found = ms.agreement(first, second, given=[control], permutations=1, resamples=1)
+    assert found.correlation == pytest.approx(expected)
+
+
+def test_the_seed_decides():
+    first, second = random_matrix(8, 0), random_matrix(8, 1)
+    one, same, other = (
+        ms.agreement(first, second, permutations=99, resamples=99, seed=seed) for seed in (0, 0, 1)
+    )
+    assert one == same
+    assert one.low != other.low
+
+
+def test_too_few_common_models_are_an_error():
+    with pytest.raises(ValueError, match=r"four models or more .* got 0"):
+        ms.agreement(random_matrix(5, 0, list("abcde")), random_matrix(5, 0, list("vwxyz")))
+
+
+def test_a_missing_value_is_named():
+    broken = random_matrix(5, 0, list("abcde"))
+    broken.loc["b", "d"] = np.nan
+    with pytest.raises(ValueError, match="value of b and d is NaN"):
+        ms.agreement(random_matrix(5, 1, list("abcde")), broken)
