@@ -25,7 +25,7 @@ ifneq ($(READY),)
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and 'Python 3.11 to 3.13 is needed, $(PYTHON) is ' + sys.version)"
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing exact versions from requirements.lock: some 6 GB on Linux, most of it PyTorch"
+	@echo "installing exact versions from requirements.lock: some 7 GB on Linux, most of it PyTorch"
 	$(RUN) -m pip install --quiet --no-deps --requirement requirements.lock
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

@@ -1,23 +1,38 @@
 """How similar are two neural networks? Similarity of image classifiers by attack transferability."""
 
+from modelsim.agreement import Agreement, agreement
 from modelsim.attacks import fgsm, mi_fgsm, pgd
+from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.clustering import distance, embed, spectral_clusters
+from modelsim.components import components
 from modelsim.images import ImageSet, data_directory, fashion_mnist
-from modelsim.scores import interval, sat, transferability, white_box_success
+from modelsim.published import PublishedScoresUnavailable, published_components, published_sat
+from modelsim.scores import (
+    interval,
+    main_effects,
+    relative_sat,
+    sat,
+    transferability,
+    white_box_success,
+)
 from modelsim.training import Recipe, accuracy, train, train_zoo, training_table
 from modelsim.transfer import adversarial_images, open_study, transfer
-from modelsim.zoo import CATALOGUE, Architecture, Classifier, Zoo, build, load_zoo
+from modelsim.zoo import Classifier, Zoo, build, load_zoo
 
 __all__ = [
     "CATALOGUE",
+    "Agreement",
     "Architecture",
     "Classifier",
     "ImageSet",
+    "PublishedScoresUnavailable",
     "Recipe",
     "Zoo",
     "accuracy",
     "adversarial_images",
+    "agreement",
     "build",
+    "components",
     "data_directory",
     "distance",
     "embed",
@@ -25,9 +40,13 @@ __all__ = [
     "fgsm",
     "interval",
     "load_zoo",
+    "main_effects",
     "mi_fgsm",
     "open_study",
     "pgd",
+    "published_components",
+    "published_sat",
+    "relative_sat",
     "sat",
     "spectral_clusters",
     "train",

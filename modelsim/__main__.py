@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 import modelsim as ms
+from modelsim.catalogue import CATALOGUE
 from modelsim.scores import Measure
-from modelsim.zoo import CATALOGUE
 
 app = typer.Typer(
     help="How similar are two image classifiers? Measured by attack transferability.",
@@ -64,15 +64,34 @@ def transfer(
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 50,
     step_size: Annotated[float, typer.Option(help="Change of a pixel in one step, in 1/255.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the attack's random start.")] = 0,
+    probabilities: Annotated[
+        bool, typer.Option(help="Keep every model's probabilities on all 10,000 test images, for ensembles.")
+    ] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that attack side by side.")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, whose workers attack side by side.")
+    ] = None,
 ) -> None:
     """Attack every model by PGD and show the adversarial images to all.
 
-    Example: `python -m modelsim transfer resnet50 convnext_tiny --images 100 --out runs/mine`
+    Example: `python -m modelsim transfer resnet50 convnext_tiny --images 100 --workers 2 --out runs/mine`
+
+    On several machines that share a disk: run `dask scheduler` on one, on each
+    `dask worker tcp://10.0.0.1:8786 --nthreads 1 --nworkers 4` with the first one's address, and then
+    `python -m modelsim transfer --scheduler tcp://10.0.0.1:8786`.
     """
     attack = partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
     with _plain_errors():
         images = ms.fashion_mnist("test", n=n, seed=image_seed)
-        ms.transfer(ms.load_zoo("fashion69", names=names or None), images, attack, out)
+        ms.transfer(
+            ms.load_zoo("fashion69", names=names or None),
+            images,
+            attack,
+            out,
+            test_images=ms.fashion_mnist("test") if probabilities else None,
+            workers=workers,
+            scheduler=scheduler,
+        )
     typer.echo(f"the study is in {out}; next: python -m modelsim score {out}")
 
 

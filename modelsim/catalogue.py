@@ -150,20 +150,21 @@ def _attention_byob(
     scaled = _byob(byoanet.model_cfgs[name], width=width, img_size=img_size)
     cfg = scaled["cfg"]
 
-    def reduce(layer: str | None, published: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        if published is None and layer is None:
-            return None
-        return dict(published or {}) | (kernels or {}).get(layer or cfg.self_attn_layer, {})
+    def reduce(block: Any, *, strided: bool) -> Any:
+        layer = block.self_attn_layer or cfg.self_attn_layer
+        if block.type != "self_attn":
+            return block
+        reduced = (block.self_attn_kwargs or cfg.self_attn_kwargs) | (kernels or {}).get(layer, {})
+        if strided and "block_size" in reduced and not reduced.get("avg_down"):
+            # timm strides the queries of an even block, as the published ones are, and pools an odd one's.
+            reduced["block_size"] *= 2
+        return replace(block, self_attn_kwargs=reduced)
 
     blocks = tuple(
-        tuple(
-            replace(block, self_attn_kwargs=reduce(block.self_attn_layer, block.self_attn_kwargs))
-            for block in stage
-        )
+        tuple(reduce(block, strided=position == 0) for position, block in enumerate(stage))
         for stage in cfg.blocks
     )
-    kwargs = reduce(cfg.self_attn_layer, cfg.self_attn_kwargs) if cfg.self_attn_layer else {}
-    return scaled | dict(cfg=replace(cfg, blocks=blocks, self_attn_kwargs=kwargs))
+    return scaled | dict(cfg=replace(cfg, blocks=blocks))
 
 
 def _csp(published: CspModelCfg, *, width: float, depth: Sequence[int], **stages: Any) -> dict[str, Any]:
@@ -501,7 +502,10 @@ CATALOGUE: dict[str, Architecture] = {
         "NAS",
         ByobNet,
         _attention_byob(
-            "haloregnetz_b", width=1 / 4, img_size=64, kernels=dict(halo=dict(block_size=2, halo_size=1))
+            "haloregnetz_b",
+            width=1 / 4,
+            img_size=64,
+            kernels=dict(halo=dict(block_size=2, halo_size=1, avg_down=True)),
         ),
     ),
     "swin_s3_tiny_224": Architecture("NAS", SwinTransformer, _SWIN | dict(window_size=(2, 2, 4, 2))),

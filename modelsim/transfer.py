@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from modelsim.attacks import checked_logits, frozen, pgd
 from modelsim.images import ImageSet, check_images
+from modelsim.workers import side_by_side
 from modelsim.zoo import CANVAS_RULE, fingerprint
 
 Attack = Callable[..., Tensor]
@@ -38,8 +40,28 @@ _ABSENT: Mapping[str, Any] = {
     "adversarial_prediction": -1,
     "perturbation": -128,
     "finished": False,
+    "test_image": "",
+    "test_label": -1,
+    "clean_probability": 65_535,
 }
 """The arrays of a store, and the value, never a real one, that zarr puts where a chunk is missing."""
+
+_OF_ONE_MODEL = ("adversarial_prediction", "perturbation", "clean_probability")
+_OF_TEST_IMAGES = ("test_image", "test_label", "clean_probability")
+_PROBABILITY_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is the same for every source; sent once to each worker."""
+
+    store: Path
+    zoo: Mapping[str, nn.Module]
+    images: ImageSet
+    attack: Attack
+    batch_size: int
+    device: str
+    test_images: ImageSet | None
 
 
 def transfer(
@@ -48,19 +70,28 @@ def transfer(
     attack: Attack = pgd,
     out: str | Path = "runs/study",
     *,
+    test_images: ImageSet | None = None,
     batch_size: int = 250,
     device: str | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Attack every classifier of `zoo` and show the adversarial images to all of them.
 
-    N attacks and N² evaluations. Each finished source is on disk before the next starts: a run that
-    was killed goes on where it stopped when it is started again with the same settings.
+    N attacks and N² evaluations. Every source is on disk as soon as it is finished: a run that was
+    killed goes on where it stopped when it is started again with the same settings, also with another
+    number of workers.
 
     Examples
     --------
     >>> zoo, images = load_zoo("fashion69"), fashion_mnist("test", n=1000)
     >>> study = transfer(zoo, images, partial(pgd, steps=10), "runs/mine")
+
+    Two sources at a time. New processes import the script that started them, so in a script (not in a
+    notebook) the call has to stand under `if __name__ == "__main__":`.
+
+    >>> study = transfer(zoo, images, partial(pgd, steps=10), "runs/mine", workers=2)
 
     Parameters
     ----------
@@ -74,10 +105,20 @@ def transfer(
         it. Its settings are recorded; a `seed` among them is advanced for every batch.
     out : path
         Folder for the study, in `out/study.zarr`.
+    test_images : ImageSet, optional
+        A larger set, of the same classes, of which every classifier's probabilities are kept.
     batch_size : int
         Images attacked at a time.
     device : str, optional
         By default `"cuda"` where there is one, else `"cpu"`.
+    workers : int
+        Processes that finish sources side by side and share torch's threads. Each gets the images and
+        the zoo once, so a plain dictionary of classifiers is in memory once a process, a `Zoo` is
+        not. The predictions are those of one process with as many threads as a worker has: another
+        number of threads may sum in another order, and tip an image on a decision boundary.
+    scheduler : str, optional
+        Address of a Dask scheduler, such as `"tcp://10.0.0.1:8786"`, whose workers are used instead.
+        They need one thread each, this environment, the `device`, and `out` on a disk that all share.
     progress : bool
         Show a progress bar.
 
@@ -91,75 +132,107 @@ def transfer(
     ValueError
         If the zoo is empty, a classifier misbehaves (wrong shape, NaN, another number of classes than
         its peers), the attack leaves the canvas, or `out` holds a study with other settings: the
-        message names the difference. What was finished before stays on disk.
+        message names the difference. What was finished before stays on disk. Also if `test_images`
+        has other classes than `images`, `workers` is less than 1 or given beside
+        `scheduler`, or a worker of the scheduler has several threads or another environment.
+    TypeError
+        If there are several workers and the zoo or the attack can't be pickled.
+    RuntimeError
+        If a script asks for several workers outside `if __name__ == "__main__":`.
     FileExistsError
         If `out/study.zarr` is something else than a study.
     OSError
-        If `out` can't be written.
+        If `out` can't be written, no scheduler answers or it has no worker, or a worker died.
     """
+    _check_workers(workers, scheduler)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not zoo:
         raise ValueError("the zoo is empty: give at least one classifier")
+    if test_images is not None and test_images.classes != images.classes:
+        raise ValueError(f"the test images have classes {test_images.classes}, the images {images.classes}")
     store = Path(out) / _STORE
-    settings = _settings(zoo, images, attack, batch_size=batch_size, device=device)
+    work = _Work(store.absolute(), zoo, images, attack, batch_size, device, test_images)
+    settings = _settings(work)
     if not store.exists():
-        _create(store, zoo, images, settings)
+        _create(store, work, settings)
     group = _open_store(store, mode="r+")
     _check_same_settings(store, group.attrs["settings"], settings)
     for leftover in store.rglob("*.partial"):
         leftover.unlink()
-    finished = _check_finished(group, store)
-    batches = -(-len(images) // batch_size)
-    with tqdm(total=len(zoo) * batches, initial=int(finished.sum()) * batches, disable=not progress) as bar:
-        for index in map(int, np.flatnonzero(~finished)):
-            _finish_source(group, index, zoo, images, attack, batch_size, device, bar)
+    _finish(work, _check_finished(group, store), workers, scheduler, progress=progress)
     return open_study(out)
 
 
-def _finish_source(
-    group: zarr.Group,
-    index: int,
-    zoo: Mapping[str, nn.Module],
-    images: ImageSet,
-    attack: Attack,
-    batch_size: int,
-    device: str,
-    bar: "tqdm[Any]",
+def _check_workers(workers: int, scheduler: str | None) -> None:
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if workers > 1 and scheduler:
+        raise ValueError(f"give workers={workers} or scheduler={scheduler!r}, not both")
+
+
+def _finish(
+    work: _Work, finished: NDArray[np.bool_], workers: int, scheduler: str | None, *, progress: bool
 ) -> None:
+    """Finish every source that isn't, one after the other or side by side."""
+    names, batches = list(work.zoo), -(-len(work.images) // work.batch_size)
+    missing = np.flatnonzero(~finished).tolist()
+    done = (len(names) - len(missing)) * batches
+    with tqdm(total=len(names) * batches, initial=done, disable=not progress) as bar:
+
+        def show(index: int) -> None:
+            bar.set_description(names[index])
+            bar.update(batches)
+
+        if missing and (workers > 1 or scheduler):
+            side_by_side(_finish_afar, work, missing, workers=workers, scheduler=scheduler, done=show)
+        else:
+            for index in missing:
+                _finish_source(work, index, bar)
+
+
+def _finish_afar(work: _Work, index: int) -> None:
+    """Finish one source in another process."""
+    if not work.store.is_dir():
+        raise FileNotFoundError(
+            f"a worker finds no {work.store}: give an `out` on a disk that all workers share"
+        )
+    there = cast("Mapping[str, Any]", zarr.open_group(work.store, mode="r").attrs["settings"])["versions"]
+    if _versions() != there:
+        raise ValueError(
+            f"a worker has {_versions()}, the study is made with {there}: give all workers one environment"
+        )
+    _finish_source(work, index, tqdm(disable=True))
+
+
+def _finish_source(work: _Work, index: int, bar: "tqdm[Any]") -> None:
     """Attack one source, evaluate every target, write both, and only then mark the source finished."""
+    zoo, images, group = work.zoo, work.images, zarr.open_group(work.store, mode="r+")
     name = list(zoo)[index]
     bar.set_description(name)
-    adversarial = _attack_in_batches(name, zoo[name], images, attack, batch_size, device, bar)
-    predictions = np.stack(
-        [_predict(target, zoo[target], adversarial, images, device=device) for target in zoo]
-    )
+    adversarial = _attack_in_batches(name, work, bar)
+    predictions = [_predict(target, zoo[target], adversarial, images, device=work.device) for target in zoo]
     change = (_to_8_bit(adversarial) - _to_8_bit(images.images)).numpy()
     if np.abs(change).max() > 127:
         raise ValueError(f"a perturbation of {np.abs(change).max()}/255 doesn't fit the store's 127/255")
+    if work.test_images is not None:
+        probabilities = _probabilities(name, zoo[name], work.test_images, device=work.device)
+        _array(group, "clean_probability")[index] = probabilities
     _array(group, "perturbation")[index] = change.astype(np.int8)
-    _array(group, "adversarial_prediction")[index] = predictions
+    _array(group, "adversarial_prediction")[index] = np.stack(predictions)
     _array(group, "finished")[index] = True
 
 
-def _attack_in_batches(
-    name: str,
-    source: nn.Module,
-    images: ImageSet,
-    attack: Attack,
-    batch_size: int,
-    device: str,
-    bar: "tqdm[Any]",
-) -> Tensor:
+def _attack_in_batches(name: str, work: _Work, bar: "tqdm[Any]") -> Tensor:
     """Return the adversarial images of one source, rounded to 8 bit, on the CPU."""
-    source = source.to(device)
-    seed = attack_settings(attack).get("seed")
+    source, images, device = work.zoo[name].to(work.device), work.images, work.device
+    seed = attack_settings(work.attack).get("seed")
     adversarial = []
-    for start in range(0, len(images), batch_size):
-        x = images.images[start : start + batch_size]
-        y = images.labels[start : start + batch_size]
+    for start in range(0, len(images), work.batch_size):
+        x = images.images[start : start + work.batch_size]
+        y = images.labels[start : start + work.batch_size]
         advanced = {} if seed is None else {"seed": seed + start}
         with _blamed_on(name):
-            batch = attack(source, x.to(device), y.to(device), **advanced).cpu()
+            batch = work.attack(source, x.to(device), y.to(device), **advanced).cpu()
             if batch.shape != x.shape:
                 raise ValueError(f"the attack turned {tuple(x.shape)} into {tuple(batch.shape)}")
             check_images(batch)
@@ -173,20 +246,34 @@ def _to_8_bit(images: Tensor) -> Tensor:
     return (images * 255).round().to(torch.int16)
 
 
-def _predict(
+def _logits(
     name: str, classifier: nn.Module, canvas: Tensor, images: ImageSet, *, device: str, batch_size: int = 500
-) -> NDArray[np.int16]:
-    """Return the predicted classes (image,) of one classifier."""
-    predictions = []
+) -> Tensor:
+    """Return the logits (image, class) of one classifier, on the CPU."""
+    logits = []
     with frozen(classifier.to(device)), torch.inference_mode(), _blamed_on(name):
         for batch in canvas.split(batch_size):
-            logits = checked_logits(classifier, batch.to(device))
-            if logits.shape[1] != len(images.classes):
+            of_batch = checked_logits(classifier, batch.to(device))
+            if of_batch.shape[1] != len(images.classes):
                 raise ValueError(
-                    f"it has {logits.shape[1]} classes, the image set and its peers {len(images.classes)}"
+                    f"it has {of_batch.shape[1]} classes, the image set and its peers {len(images.classes)}"
                 )
-            predictions.append(logits.argmax(1).cpu())
-    return torch.cat(predictions).numpy().astype(np.int16)
+            logits.append(of_batch.cpu())
+    return torch.cat(logits)
+
+
+def _predict(
+    name: str, classifier: nn.Module, canvas: Tensor, images: ImageSet, *, device: str
+) -> NDArray[np.int16]:
+    """Return the predicted classes (image,) of one classifier."""
+    predictions = _logits(name, classifier, canvas, images, device=device).argmax(1)
+    return predictions.numpy().astype(np.int16)
+
+
+def _probabilities(name: str, classifier: nn.Module, images: ImageSet, *, device: str) -> NDArray[np.uint16]:
+    """Return the probabilities (image, class) of one classifier, in 1/10,000."""
+    probabilities = _logits(name, classifier, images.images, images, device=device).double().softmax(1)
+    return (probabilities * _PROBABILITY_STEPS).round().numpy().astype(np.uint16)
 
 
 class _blamed_on:
@@ -229,23 +316,27 @@ def attack_settings(attack: Attack) -> dict[str, Any]:
     return settings
 
 
-def _settings(
-    zoo: Mapping[str, nn.Module], images: ImageSet, attack: Attack, *, batch_size: int, device: str
-) -> dict[str, Any]:
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in ("modelsim", "torch", "timm", "numpy")}
+
+
+def _settings(work: _Work) -> dict[str, Any]:
     """Everything that a study's numbers depend on, as it goes into the attributes."""
-    function = attack.func if isinstance(attack, partial) else attack
+    function = work.attack.func if isinstance(work.attack, partial) else work.attack
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    packages = ("modelsim", "torch", "timm", "numpy")
+    test = work.test_images
+    of_test = {} if test is None else {"test_images": test.name, "test_images_sha256": test.fingerprint()}
     return {
         "attack": f"{function.__module__}.{name}",
-        "attack_settings": attack_settings(attack),
+        "attack_settings": attack_settings(work.attack),
         "canvas_rule": CANVAS_RULE,
-        "images": images.name,
-        "images_sha256": images.fingerprint(),
-        "batch_size": batch_size,
-        "device": device,
-        "versions": {package: version(package) for package in packages},
-        "models": {name: fingerprint(zoo[name]) for name in zoo},
+        "images": work.images.name,
+        "images_sha256": work.images.fingerprint(),
+        **of_test,
+        "batch_size": work.batch_size,
+        "device": work.device,
+        "versions": _versions(),
+        "models": {name: fingerprint(work.zoo[name]) for name in work.zoo},
     }
 
 
@@ -273,9 +364,10 @@ def _check_same_settings(store: Path, stored: Any, settings: Mapping[str, Any]) 
         )
 
 
-def _create(store: Path, zoo: Mapping[str, nn.Module], images: ImageSet, settings: Mapping[str, Any]) -> None:
+def _create(store: Path, work: _Work, settings: Mapping[str, Any]) -> None:
     """Write a store with everything but the attacks; it appears whole or not at all."""
-    clean = np.stack([_predict(n, zoo[n], images.images, images, device=settings["device"]) for n in zoo])
+    zoo, images = work.zoo, work.images
+    clean = np.stack([_predict(n, zoo[n], images.images, images, device=work.device) for n in zoo])
     unfinished = store.with_name(f"{store.name}.unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
@@ -301,8 +393,21 @@ def _create(store: Path, zoo: Mapping[str, nn.Module], images: ImageSet, setting
     _add(group, "perturbation", pixels, (n, *shape), (1, *shape), "int8", {"units": "1/255"})
     triples = ("source", "target", "image")
     _add(group, "adversarial_prediction", triples, (n, n, shape[0]), (1, n, shape[0]), "int16")
+    if work.test_images is not None:
+        _add_test_images(group, work.test_images, n)
     _add(group, "finished", ("source",), (n,), (1,), "bool")
     unfinished.rename(store)
+
+
+def _add_test_images(group: zarr.Group, images: ImageSet, n: int) -> None:
+    """Add what is known of the test images, and room for the probabilities of `n` models."""
+    _write(group, "test_image", np.array(images.ids, dtype=object), ("test_image",))
+    _write(group, "test_label", images.labels.numpy().astype(np.int16), ("test_image",))
+    shape = (len(images), len(images.classes))
+    # By this attribute xarray, and others that know the CF convention, read floats in 0 … 1.
+    scale = {"scale_factor": 1 / _PROBABILITY_STEPS}
+    dimensions = ("target", "test_image", "class")
+    _add(group, "clean_probability", dimensions, (n, *shape), (1, *shape), "uint16", scale)
 
 
 def _add(
@@ -354,10 +459,16 @@ def _open_store(store: Path, *, mode: Literal["r", "r+"]) -> zarr.Group:
         raise FileExistsError(f"{store} is not a study, or its zarr.json is damaged: {error}") from error
     if group.attrs.get("format") != _FORMAT:
         raise FileExistsError(f"{store} is not a modelsim study: choose another folder")
-    for name in _ABSENT:
-        if name not in ("perturbation", "adversarial_prediction"):
+    for name in _names(group):
+        if name not in _OF_ONE_MODEL:
             _read(group, store, name, advice=f"delete {store} and run the transfer again")
     return group
+
+
+def _names(group: zarr.Group) -> list[str]:
+    """Names of the arrays that a store must have."""
+    settings = cast("Mapping[str, Any]", group.attrs["settings"])
+    return [name for name in _ABSENT if name not in _OF_TEST_IMAGES or "test_images" in settings]
 
 
 def _check_finished(group: zarr.Group, store: Path) -> NDArray[np.bool_]:
@@ -366,7 +477,7 @@ def _check_finished(group: zarr.Group, store: Path) -> NDArray[np.bool_]:
     for index in map(int, np.flatnonzero(finished)):
         marker = store / "finished" / f"c.{index}"
         advice = f"delete {marker} and run the transfer again: it recomputes this source only"
-        for name in ("adversarial_prediction", "perturbation"):
+        for name in set(_names(group)) & set(_OF_ONE_MODEL):
             _read(group, store, name, index, advice=advice)
     return finished
 
@@ -407,7 +518,9 @@ def open_study(path: str | Path) -> xr.Dataset:
         `adversarial_prediction` (source, target, image), `clean_prediction` (target, image), `label`
         (image): class indices; `perturbation` (source, image, channel, y, x): int8 in 1/255, read
         from disk when it is used. Names of models, images and classes are coordinates; attack,
-        settings, canvas rule and versions are attributes.
+        settings, canvas rule and versions are attributes. If test images were given: also
+        `clean_probability` (target, test_image, class), float in steps of 0.0001, read from disk when
+        it is used, and the coordinates `test_image` (ids) and `test_label` (class indices).
 
     Raises
     ------
@@ -428,10 +541,12 @@ def open_study(path: str | Path) -> xr.Dataset:
             "run the same `transfer` again to finish it"
         )
     study = xr.open_zarr(store, consolidated=False, chunks=None).drop_vars("finished")
-    for name in set(study.variables) - {"perturbation"}:
+    for name in set(study.variables) - {"perturbation", "clean_probability"}:
         study[name].load()
-    labels = {name: np.array(study[name].values.tolist()) for name in ("source", "target", "image", "class")}
-    study = study.assign_coords(labels)
+    names = [n for n in ("source", "target", "image", "class", "test_image") if n in study.variables]
+    study = study.assign_coords({name: np.array(study[name].values.tolist()) for name in names})
+    if "test_label" in study:
+        study = study.set_coords("test_label")
     settings = study.attrs.pop("settings")
     return study.assign_attrs(settings)
 

@@ -25,7 +25,8 @@ def words(text):
 def pair(tmp_path_factory):
     """The study of two shipped models on ten images, made by the command."""
     out = tmp_path_factory.mktemp("study")
-    result = call("transfer", *PAIR, "--images", 10, "--steps", 2, "--eps", 8, "--step-size", 4, "--out", out)
+    settings = ["--images", 10, "--steps", 2, "--eps", 8, "--step-size", 4, "--no-probabilities"]
+    result = call("transfer", *PAIR, *settings, "--out", out)
     assert result.exit_code == 0, result.output
     assert f"modelsim score {out}" in result.output.replace("\n", "")
     return out
@@ -35,14 +36,18 @@ def pair(tmp_path_factory):
     ("command", "example"),
     [
         ("train", "python -m modelsim train resnet50 resnet50-seed1 --workers 2"),
-        ("transfer", "python -m modelsim transfer resnet50 convnext_tiny --images 100 --out runs/mine"),
+        (
+            "transfer",
+            "python -m modelsim transfer resnet50 convnext_tiny --images 100 --workers 2 --out runs/mine",
+        ),
+        ("transfer", "python -m modelsim transfer --scheduler tcp //10.0.0.1 8786"),
         ("score", "python -m modelsim score data/fashion69 --measure sat --intervals --csv sat.csv"),
     ],
 )
 def test_help_of_a_command_shows_its_example(command, example):
     result = call(command, "--help")
     assert result.exit_code == 0
-    assert f"Example {example}" in words(result.output)
+    assert example in words(result.output)
 
 
 def test_program_without_arguments_lists_its_commands():
@@ -58,6 +63,22 @@ def test_study_records_the_settings_given_in_255ths(pair):
     assert study.attrs["attack_settings"] == expected
     assert study.source.values.tolist() == PAIR
     assert tuple(study.image.values) == ms.fashion_mnist("test", n=10).ids
+
+
+@pytest.mark.parametrize(
+    ("options", "n_test", "workers", "scheduler"),
+    [
+        ([], 10_000, 1, None),
+        (["--no-probabilities", "--workers", 3], 0, 3, None),
+        (["--scheduler", "tcp://10.0.0.1:8786"], 10_000, 1, "tcp://10.0.0.1:8786"),
+    ],
+)
+def test_options_of_transfer_reach_the_engine(options, n_test, workers, scheduler, monkeypatch):
+    given = {}
+    monkeypatch.setattr(ms, "transfer", lambda *args, **options: given.update(options))
+    assert call("transfer", "resnet50", *options).exit_code == 0
+    assert len(given.pop("test_images") or ()) == n_test
+    assert given == {"workers": workers, "scheduler": scheduler}
 
 
 @pytest.mark.parametrize("measure", ["sat", "transferability"])

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory):
+    """A finished study with probabilities on test images."""
+    folder = tmp_path_factory.mktemp("tested")
+    tiny.transfer(folder, test_images=tiny.image_set(30, seed=1))
+    return folder
+
+
 @pytest.fixture
 def copied(whole, tmp_path):
     return Path(shutil.copytree(whole, tmp_path / "copied"))
@@ -82,6 +91,56 @@ def test_clean_predictions_labels_and_names_are_those_given(whole):
     assert tuple(study.image.values) == images.ids
     assert tuple(study["class"].values) == images.classes
     assert list(study.source.values) == list(study.target.values) == list(tiny.zoo())
+
+
+def test_probabilities_on_the_test_images_are_those_of_each_classifier(tested):
+    study, zoo, images = ms.open_study(tested), tiny.zoo(), tiny.image_set(30, seed=1)
+    found = study.clean_probability
+    assert found.dims == ("target", "test_image", "class")
+    assert found.dtype.kind == "f"
+    for name, classifier in zoo.items():
+        with torch.inference_mode():
+            expected = classifier.eval()(images.images).softmax(1).numpy()
+        np.testing.assert_allclose(found.sel(target=name), expected, rtol=0, atol=0.000051)
+    np.testing.assert_allclose(found.sum("class"), 1, rtol=0, atol=0.000051 * len(images.classes))
+    assert tuple(found.test_image.values) == images.ids
+    assert found.test_label.values.tolist() == images.labels.tolist()
+    assert study.attrs["test_images"] == "tiny"
+    assert study.attrs["test_images_sha256"] == images.fingerprint()
+
+
+def test_rest_of_a_study_is_the_same_with_test_images_as_without(tested, whole):
+    with_test, without = ms.open_study(tested), ms.open_study(whole)
+    assert not {"clean_probability", "test_image", "test_label"} & set(without.variables)
+    assert with_test.drop_vars(["clean_probability", "test_image", "test_label"]).equals(without)
+
+
+@pytest.mark.parametrize("calls", [4, 8])
+def test_interrupted_run_with_test_images_goes_on_too(calls, tested, tmp_path):
+    given = dict(test_images=tiny.image_set(30, seed=1))
+    with pytest.raises(Killed):
+        tiny.transfer(tmp_path, attack=counting(fails_at=calls), **given)
+    tiny.transfer(tmp_path, **given)
+    assert files(tmp_path) == files(tested)
+
+
+@pytest.mark.parametrize("damage", ["flip", "delete"])
+def test_damaged_probabilities_are_named_and_following_the_advice_restores_them(damage, tested, tmp_path):
+    copied = Path(shutil.copytree(tested, tmp_path / "copied"))
+    chunk = copied / "study.zarr" / "clean_probability" / "c.1.0.0"
+    flip(chunk) if damage == "flip" else chunk.unlink()
+    with pytest.raises(ValueError, match="clean_probability of source 1 is truncated or corrupted") as caught:
+        ms.open_study(copied)
+    Path(re.search(r"delete (\S+) and run", str(caught.value))[1]).unlink()
+    tiny.transfer(copied, test_images=tiny.image_set(30, seed=1))
+    assert files(copied) == files(tested)
+
+
+def test_test_images_of_other_classes_are_refused_and_nothing_written(tmp_path):
+    other = replace(tiny.image_set(), classes=("ant", "bee", "dog"))
+    with pytest.raises(ValueError, match=r"the test images have classes .*'dog'.*, the images .*'cow'"):
+        tiny.transfer(tmp_path / "out", test_images=other)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hand_made_studies_of_these_tests_have_the_layout_of_a_real_one(whole):
@@ -265,6 +324,7 @@ def test_finished_study_is_opened_without_any_attack(copied, whole):
         ),
         ({"attack": ms.fgsm}, "attack_settings.steps: 3 there, absent now"),
         ({"images": tiny.image_set(seed=1)}, "images_sha256: "),
+        ({"test_images": tiny.image_set(seed=1)}, "test_images: absent there, tiny now"),
         ({"batch_size": 4}, "batch_size: 5 there, 4 now"),
         ({"zoo": tiny.zoo() | {"first": tiny.linear(9)}}, "models.first: "),
         ({"zoo": {n: tiny.zoo()[n] for n in ("first", "second")}}, "models.third: "),

@@ -43,7 +43,11 @@ def test_architecture_has_the_class_and_the_blocks_of_the_published_model(name):
         published = timm.create_model(name, pretrained=False)
     network = ms.build(name).network
     assert isinstance(network, type(published))
-    ours, theirs = ({type(m).__name__ for m in model.modules()} for model in (network, published))
+    # Dropping paths is a matter of the training recipe, which is one for all.
+    ours, theirs = (
+        {type(m).__name__ for m in model.modules() if m is not model} - {"DropPath"}
+        for model in (network, published)
+    )
     assert ours == theirs
 
 

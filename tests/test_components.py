@@ -1,0 +1,309 @@
+import functools
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from torch import nn
+
+import modelsim as ms
+from modelsim.components import components, disagreements, evidence, normalised
+
+RENAMED = {
+    "gluon_resnet101_v1c": "resnet101c",
+    "gluon_xception65": "xception65",
+    "jx_nest_tiny": "nest_tiny_jx",
+}
+# Models outside the paper's 69, and what their papers and timm's code say about them.
+BASE, HIERARCHY, STEM, SIZE = "Base architecture", "Hierarchical structure", "Stem layer", "Input resolution"
+NORM, ACT, STEM_POOL, POOL = "Normalization", "Activation", "Pooling (stem)", "Pooling (final)"
+SA, CW, PLACE, DEPTHWISE, GROUPED = (
+    "2D SA",
+    "CW attention",
+    "Location of CW attention",
+    "DW conv",
+    "Group conv",
+)
+UNSEEN = {
+    "mobilenetv3_small_050": {BASE: "NAS (CNN)", ACT: "HardSwish + ReLU", CW: "Yes (SE)", PLACE: "Middle"},
+    "mobilenetv2_050": {BASE: "CNN", ACT: "ReLU6", DEPTHWISE: "Yes", GROUPED: "No"},
+    "tf_efficientnetv2_b0": {BASE: "NAS (CNN)", STEM: "3s2", SIZE: "192 x 192", PLACE: "Middle"},
+    "densenet121": {BASE: "CNN", HIERARCHY: "Yes", STEM: "7s2", STEM_POOL: "Yes", POOL: "GAP"},
+    "vgg11": {STEM: "3s1", NORM: "Norm-free", STEM_POOL: "No", POOL: "~", HIERARCHY: "Yes"},
+    "dm_nfnet_f0": {NORM: "Norm-free", ACT: "GeLU + ReLU", STEM: "3s2/3/3/3s2", PLACE: "End"},
+    "regnetz_b16": {BASE: "NAS (CNN)", GROUPED: "Yes", CW: "Yes (SE)", ACT: "ReLU + SiLU"},
+    "skresnet18": {CW: "Yes (SK)", PLACE: "~", STEM: "7s2", STEM_POOL: "Yes"},
+    "resnetaa50d": {STEM: "3s2/3/3", STEM_POOL: "Yes", DEPTHWISE: "No", CW: "No"},
+    "resnetrs50": {STEM: "3s2/3/3/3s2", STEM_POOL: "No", PLACE: "End"},
+    "tresnet_m": {ACT: "Leaky ReLU + ReLU", PLACE: "Middle + End", DEPTHWISE: "No"},
+    "bat_resnext26ts": {SA: "Yes (BAT)", GROUPED: "Yes", BASE: "CNN"},
+    "resnet50_clip": {BASE: "CNN", POOL: "Attention"},
+    "resnetv2_50x1_bit": {NORM: "GN", STEM: "7s2"},
+    "ese_vovnet19b_dw": {CW: "Yes (ESE)", DEPTHWISE: "Yes", PLACE: "End", STEM: "3s2/3/1/3s2/1"},
+    "repvgg_a0": {STEM: "3s2", ACT: "ReLU", DEPTHWISE: "No"},
+    "convnextv2_atto": {STEM: "4s4", NORM: "LN", ACT: "GeLU", DEPTHWISE: "Yes", CW: "No"},
+    "convformer_s18": {BASE: "CNN", ACT: "Squared ReLU + StarReLU", DEPTHWISE: "Yes"},
+    "fastvit_t8": {BASE: "CNN", STEM: "3s2/3s2/1", DEPTHWISE: "Yes", SIZE: "256 x 256"},
+    "maxvit_tiny_tf_224": {BASE: "Hybrid", NORM: "LN + BN", STEM: "3s2/3", PLACE: "Middle"},
+    "mobilevit_xxs": {BASE: "Hybrid", DEPTHWISE: "Yes", NORM: "LN + BN"},
+    "levit_128s": {BASE: "Transformer", STEM: "3s2/3s2/3s2/3s2", NORM: "BN", ACT: "HardSwish"},
+    "pvt_v2_b0": {BASE: "Hybrid", STEM: "7s4", DEPTHWISE: "Yes", POOL: "GAP", HIERARCHY: "Yes"},
+    "cait_xxs24_224": {BASE: "Transformer", HIERARCHY: "No", POOL: "CLS token", NORM: "LN"},
+    "eva02_tiny_patch14_224": {STEM: "14s14", ACT: "SiLU", POOL: "GAP", HIERARCHY: "No"},
+    "swinv2_cr_tiny_224": {BASE: "Transformer", ACT: "GeLU", HIERARCHY: "Yes", POOL: "GAP"},
+    "vit_base_patch16_siglip_224": {POOL: "Attention", BASE: "Transformer"},
+    "vit_medium_patch16_gap_240": {POOL: "GAP", SIZE: "240 x 240", HIERARCHY: "No"},
+    "hiera_tiny_224": {BASE: "Transformer", HIERARCHY: "Yes", STEM: "7s4", POOL: "GAP"},
+    "aimv2_large_patch14_224": {NORM: "RMSNorm", ACT: "SiLU", STEM: "14s14"},
+    "volo_d1_224": {STEM: "7s2/3/3/4s4", POOL: "CLS token", HIERARCHY: "Yes", NORM: "LN + BN"},
+    "swin_s3_small_224": {BASE: "NAS (TFM)", STEM: "4s4"},
+    "mixer_s32_224": {BASE: "MLP-Mixer", HIERARCHY: "No", STEM: "32s32", POOL: "GAP", NORM: "LN"},
+    "gmixer_12_224": {BASE: "MLP-Mixer", ACT: "SiLU", DEPTHWISE: "No"},
+}  # fmt: skip
+
+
+class Block(nn.Module):
+    """A residual block whose parts are those of the test."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x):
+        y = x
+        for part in self.parts:
+            y = part(y)
+        return x + y
+
+
+def network(*body, stem=None, head=None):
+    """Chain a stem that halves a grey image, a body of 8 channels and a classifier."""
+    stem = nn.Conv2d(1, 8, 3, 2, 1) if stem is None else stem
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()) if head is None else head
+    return nn.Sequential(stem, nn.Sequential(*body), head, nn.Linear(8, 10))
+
+
+def blocks(*parts, n=2):
+    return [Block(nn.Conv2d(8, 8, 1), *parts, nn.Conv2d(8, 8, 1)) for _ in range(n)]
+
+
+def read(model, component):
+    return components(model, input_size=32)[component]
+
+
+@functools.cache
+def on_meta(name):
+    with torch.device("meta"):
+        return components(timm.create_model(RENAMED.get(name, name)))
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """Find the published table, which may not be redistributed, where the user keeps it."""
+    if "MODELSIM_CACHE" not in os.environ:
+        pytest.skip("MODELSIM_CACHE is not set: no published table to compare with")
+    path = Path(os.environ["MODELSIM_CACHE"]) / "Model Feature_release.csv"
+    if not path.is_file():
+        pytest.skip(f"MODELSIM_CACHE holds no {path.name}")
+    return pd.read_csv(path, index_col=0, keep_default_na=False)
+
+
+def test_readings_agree_with_the_published_labels(labelled):
+    table = pd.DataFrame({name: on_meta(name) for name in labelled.index}).T
+    assert list(table.columns) == list(labelled.columns)
+    same = table.map(normalised) == labelled.map(normalised)
+    assert same.size == 897
+    assert same.to_numpy().mean() >= 0.98
+
+
+def test_disagreements_with_the_published_labels_name_the_proof(labelled):
+    table = pd.DataFrame({name: on_meta(name) for name in ("convmixer_1536_20", "resnet50")}).T
+    with torch.device("meta"):
+        proofs = pd.DataFrame({"convmixer_1536_20": evidence(timm.create_model("convmixer_1536_20"))}).T
+    found = disagreements(table, labelled, proofs)
+    assert found.drop(columns="labelled").values.tolist() == [
+        ["convmixer_1536_20", HIERARCHY, "No", "no module after the stem lowers the resolution"]
+    ]
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_reading_of_an_unseen_model_matches_its_description(name):
+    facts = UNSEEN[name]
+    assert on_meta(name)[list(facts)].to_dict() == facts
+
+
+@pytest.mark.parametrize("name", ms.CATALOGUE)
+def test_scaled_build_has_the_components_of_the_full_model(name):
+    classifier = ms.build(name)
+    scaled = components(classifier.network, input_size=classifier.input_size, name=name)
+    assert scaled.drop([STEM, SIZE]).to_dict() == on_meta(name).drop([STEM, SIZE]).to_dict()
+
+
+def test_convolutional_network_made_by_hand():
+    model = network(*blocks(nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1)))
+    expected = ["CNN", "No", "3s2", "32 x 32", "BN", "SiLU", "No", "GAP", "No", "No", "~", "No", "No"]
+    assert components(model, input_size=32).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("layer", "depthwise", "grouped"),
+    [
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), "Yes", "No"),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=4), "No", "Yes"),
+        (nn.Conv2d(8, 8, 1, groups=8), "No", "No"),
+        (timm.layers.BlurPool2d(8, stride=1), "No", "No"),
+        (timm.layers.EcaModule(8), "No", "No"),
+    ],
+)
+def test_groups_of_convolutions(layer, depthwise, grouped):
+    model = network(*blocks(layer))
+    assert [read(model, DEPTHWISE), read(model, GROUPED)] == [depthwise, grouped]
+
+
+def test_only_what_runs_counts():
+    model = network(*blocks())
+    model[1][0].unused = nn.Sequential(nn.GroupNorm(2, 8), nn.GELU(), timm.layers.SEModule(8))
+    assert components(model, input_size=32)[[NORM, ACT, CW]].tolist() == ["Norm-free", "-", "No"]
+
+
+def test_functions_count_as_modules_do():
+    class Functional(nn.Module):
+        def forward(self, x):
+            return nn.functional.leaky_relu(nn.functional.group_norm(x, 2))
+
+    model = network(*blocks(Functional()))
+    assert components(model, input_size=32)[[NORM, ACT]].tolist() == ["GN", "Leaky ReLU"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "value"),
+    [(nn.Sigmoid(), "-"), (nn.Softmax(1), "-"), (nn.Hardsigmoid(), "-"), (nn.ReLU6(), "ReLU6")],
+)
+def test_gates_are_no_activations(gate, value):
+    assert read(network(*blocks(gate)), ACT) == value
+
+
+def test_location_of_channel_attention_is_before_or_after_the_last_convolution():
+    def model(*parts):
+        return network(Block(*parts), Block(*parts))
+
+    attention, last = timm.layers.SEModule(8), nn.Conv2d(8, 8, 1)
+    middle, end = model(nn.Conv2d(8, 8, 1), attention, last), model(nn.Conv2d(8, 8, 1), last, attention)
+    assert [read(middle, PLACE), read(end, PLACE)] == ["Middle", "End"]
+    assert evidence(middle, input_size=32)[PLACE] == "Middle: 1.0.parts.1 before 1.0.parts.2"
+
+
+def test_stem_holds_what_comes_before_the_blocks():
+    stem = nn.Sequential(nn.Conv2d(1, 4, 5, 2, 2), nn.ReLU(), nn.Conv2d(4, 8, 3, 1, 1), nn.MaxPool2d(2))
+    found = components(network(*blocks(), stem=stem), input_size=32)
+    assert found[[STEM, STEM_POOL, HIERARCHY]].tolist() == ["5s2/3", "Yes", "No"]
+
+
+def test_resolution_may_shrink_inside_a_block_only():
+    inside = nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2))
+    assert read(network(*blocks(inside)), HIERARCHY) == "No"
+    assert read(network(*blocks(), nn.AvgPool2d(2), *blocks()), HIERARCHY) == "Yes"
+
+
+@pytest.mark.parametrize("settings", [{"class_token": True}, {"class_token": False, "global_pool": "avg"}])
+def test_vision_transformer_ends_with_its_token_or_average(settings):
+    model = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=12, depth=2, num_heads=3, **settings
+    )
+    assert components(model)[[BASE, SIZE]].tolist() == ["Transformer", "32 x 32"]
+    assert components(model)[POOL] == ("CLS token" if settings["class_token"] else "GAP")
+
+
+def test_name_decides_only_on_the_search():
+    model = network(*blocks())
+    changed = components(model, input_size=32).compare(components(model, input_size=32, name="nf_regnet_b1"))
+    assert changed.index.tolist() == [BASE]
+    assert changed.other.tolist() == ["NAS (CNN)"]
+
+
+def test_model_and_global_state_stay_as_they_were():
+    model = timm.create_model("levit_128s")
+    model.head.eval()
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    attributes = {key: set(vars(module)) for key, module in model.named_modules()}
+    random, default = torch.get_rng_state(), torch.get_default_dtype()
+    components(model)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+    assert {key: set(vars(module)) for key, module in model.named_modules()} == attributes
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any(getattr(module, "attention_bias_cache", None) for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.is_grad_enabled()
+    assert torch.zeros(1).device.type == "cpu"
+    assert torch.get_default_dtype() == default
+
+
+def test_weights_and_precision_do_not_matter():
+    model = timm.create_model("resnet18")
+    assert components(model).equals(components(model.half()))
+    assert components(model).equals(on_meta("resnet18"))
+
+
+def test_evidence_names_the_modules():
+    proof = evidence(timm.create_model("seresnet18"))
+    assert proof[STEM] == "conv1: 7x7, stride 2, 3 to 64 channels, 1 groups"
+    assert proof[CW] == "layer1.0.se: SEModule"
+    assert proof[STEM_POOL] == "maxpool: MaxPool2d"
+    assert proof[HIERARCHY] == "layer2: 3136 to 784 places"
+
+
+def test_no_module_is_refused():
+    with pytest.raises(TypeError, match="got str"):
+        components("resnet50")
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "message"),
+    [
+        (network(*blocks()), None, "tells the input size none: give input_size"),
+        (nn.Embedding(3, 4), 32, "this Embedding does not run on images of shape .1, 3, 32, 32."),
+        (nn.Conv2d(3, 8, 3), 32, "this Conv2d is no classifier: expected one that returns logits"),
+    ],
+)
+def test_other_models_are_refused(model, size, message):
+    with pytest.raises(ValueError, match=message):
+        components(model, input_size=size)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("GeLU + ReLU", "ReLU+GELU"),
+        ("~", "-"),
+        ("3s1", "3"),
+        ("Yes (Halo, BoT)", "yes (bot,halo)"),
+        ("7s2/3s1", "7s2/3"),
+    ],
+)
+def test_spellings_of_the_same_are_equal(one, other):
+    assert normalised(one) == normalised(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("3s2", "3"), ("16s16", "6s6"), ("~", "No"), ("Yes", "Yes (SE)"), ("LN", "LN + BN"), ("3s16", "36")],
+)
+def test_different_labels_stay_different(one, other):
+    assert normalised(one) != normalised(other)
+
+
+def test_disagreements_are_listed_with_their_evidence():
+    columns = [NORM, ACT]
+    found = pd.DataFrame([["BN", "ReLU"], ["LN", "GeLU"]], ["a", "b"], columns)
+    labels = pd.DataFrame([["BN", "SiLU"], ["ln", "GELU"], ["GN", "-"]], ["a", "b", "c"], columns)
+    proofs = pd.DataFrame([["BN: bn", "ReLU: act"]], ["a"], columns)
+    expected = [["a", ACT, "SiLU", "ReLU", "ReLU: act"]]
+    assert disagreements(found, labels, proofs).values.tolist() == expected
+    with pytest.raises(ValueError, match="labelled has no b: expected"):
+        disagreements(found, labels.drop(index="b"), proofs)
+    with pytest.raises(ValueError, match="evidence has no a: expected"):
+        disagreements(found, labels, proofs.drop(index="a"))
