@@ -3,8 +3,24 @@
 from modelsim.agreement import Agreement, agreement
 from modelsim.attacks import fgsm, mi_fgsm, pgd
 from modelsim.catalogue import CATALOGUE, Architecture
-from modelsim.clustering import distance, embed, spectral_clusters
-from modelsim.components import components
+from modelsim.clustering import (
+    ChanceTest,
+    choose_k,
+    cluster_agreement,
+    consensus,
+    distance,
+    eigenvalues,
+    embed,
+    enrichment,
+    perturbed,
+    resampled,
+    shuffled,
+    spectral_clusters,
+    stability,
+    structure,
+    tree,
+)
+from modelsim.components import components, disagreements, evidence, read_components
 from modelsim.images import ImageSet, data_directory, fashion_mnist
 from modelsim.published import PublishedScoresUnavailable, published_components, published_sat
 from modelsim.scores import (
@@ -23,6 +39,7 @@ __all__ = [
     "CATALOGUE",
     "Agreement",
     "Architecture",
+    "ChanceTest",
     "Classifier",
     "ImageSet",
     "PublishedScoresUnavailable",
@@ -32,10 +49,17 @@ __all__ = [
     "adversarial_images",
     "agreement",
     "build",
+    "choose_k",
+    "cluster_agreement",
     "components",
+    "consensus",
     "data_directory",
+    "disagreements",
     "distance",
+    "eigenvalues",
     "embed",
+    "enrichment",
+    "evidence",
     "fashion_mnist",
     "fgsm",
     "interval",
@@ -43,16 +67,23 @@ __all__ = [
     "main_effects",
     "mi_fgsm",
     "open_study",
+    "perturbed",
     "pgd",
     "published_components",
     "published_sat",
+    "read_components",
     "relative_sat",
+    "resampled",
     "sat",
+    "shuffled",
     "spectral_clusters",
+    "stability",
+    "structure",
     "train",
     "train_zoo",
     "training_table",
     "transfer",
     "transferability",
+    "tree",
     "white_box_success",
 ]

@@ -96,6 +96,24 @@ def transfer(
 
 
 @app.command()
+def components(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Models of timm. Default: the catalogue's.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+) -> None:
+    """Read the 13 components off models of timm; no weights are needed.
+
+    Example: `python -m modelsim components resnet50 maxvit_tiny_tf_224`
+    """
+    with _plain_errors():
+        table = ms.read_components(names or list(CATALOGUE))
+        if csv:
+            table.to_csv(csv)
+    typer.echo(table.T.to_string())
+
+
+@app.command()
 def score(
     study: Annotated[Path, typer.Argument(help="Folder of a study.")],
     measure: Annotated[Measure, typer.Option(help="Which score.")] = "sat",

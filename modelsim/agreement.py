@@ -1,5 +1,6 @@
 """How far two similarity matrices of the same models agree, and what else could explain it."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,7 +48,8 @@ def agreement(
     """Compare two similarity matrices of the same models, pair by pair.
 
     Pairs that share a model are not independent. So the test shuffles models, not pairs, and the
-    interval draws models with replacement (pairs of a model with its own copy are left out).
+    interval draws models with replacement (pairs of a model with its own copy are left out, and so are
+    draws in which one matrix has a single value).
 
     Examples
     --------
@@ -88,7 +90,7 @@ def agreement(
     at_least = sum(_cosine(one[np.ix_(order, order)], other) >= observed - 1e-12 for order in orders)
     draws = (random.integers(n, size=n) for _ in range(resamples))
     drawn = [_cosine(*_residual_ranks(matrices, models)) for models in draws]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     p_value = (1 + at_least) / (permutations + 1)
     return Agreement(observed, float(low), float(high), float(p_value), n, n * (n - 1) // 2)
 
@@ -127,4 +129,6 @@ def _square(pairs: Pairs, n: int) -> Pairs:
 
 
 def _cosine(one: Pairs, other: Pairs) -> float:
-    return float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum()))
+    """Correlation of centred values; NaN where one of them doesn't vary."""
+    size = np.sqrt((one**2).sum() * (other**2).sum())
+    return float((one * other).sum() / size) if size > 1e-9 else math.nan

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+import timm
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from modelsim.zoo import unknown_name_message
 
 _SEARCHED_CLASSES = {"EfficientNet", "MobileNetV3", "NASNetALarge", "PNASNet5Large", "RegNet", "RexNet"}
 _SEARCHED_NAMES = re.compile("regnet|gernet|swin_s3")  # in classes that hold designed ones too
@@ -533,23 +536,28 @@ def normalised(label: str) -> str:
     return "-" if text == "~" else "+".join(sorted(text.split("+")))
 
 
-def disagreements(read: pd.DataFrame, labelled: pd.DataFrame, evidence: pd.DataFrame) -> pd.DataFrame:
+def disagreements(
+    read: pd.DataFrame, labelled: pd.DataFrame, *, evidence: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """List where a reading and a label differ, after `normalised`.
 
     Examples
     --------
-    >>> read = pd.DataFrame({name: components(model) for name, model in models.items()}).T
+    >>> disagreements(read_components(["resnet50", "pit_b_224"]), published_components())
 
     Parameters
     ----------
-    read, labelled, evidence : DataFrame
-        Text by model (rows) and component (columns): of `components`, of a table such as the paper's, and
-        of the function `evidence`, which the models that disagree suffice for. `labelled` may hold others.
+    read, labelled : DataFrame
+        Text by model (rows) and component (columns): from `read_components`, and a table such as the
+        paper's, which may hold other models too.
+    evidence : DataFrame, optional
+        From `read_components(..., evidence=True)`, of the models that disagree at least.
 
     Returns
     -------
     DataFrame
-        Columns model, component, labelled, read, evidence; one row a disagreement, in the order of `read`.
+        Columns model, component, labelled, read, and evidence if given; one row a disagreement, in the
+        order of `read`.
 
     Raises
     ------
@@ -564,7 +572,44 @@ def disagreements(read: pd.DataFrame, labelled: pd.DataFrame, evidence: pd.DataF
         for (model, component), value in read.stack().items()
         if normalised(value) != normalised(labelled.loc[model, component])
     ]
+    found = pd.DataFrame(rows, columns=["model", "component", "labelled", "read"])
+    if evidence is None:
+        return found
     if missing := sorted({model for model, *_ in rows} - {*evidence.index}):
         raise ValueError(f"evidence has no {', '.join(missing)}: expected all models that disagree")
-    found = pd.DataFrame(rows, columns=["model", "component", "labelled", "read"])
     return found.assign(evidence=[evidence.loc[model, component] for model, component, *_ in rows])
+
+
+def read_components(names: Iterable[str], *, evidence: bool = False) -> pd.DataFrame:
+    """Read the components of timm's models, built without weights.
+
+    Examples
+    --------
+    >>> read_components(["resnet50", "convnext_tiny"]).T
+
+    Parameters
+    ----------
+    names : iterable of str
+        Names of timm.
+    evidence : bool
+        Return what proves each value instead: the modules that show it.
+
+    Returns
+    -------
+    DataFrame
+        One row a model, the 13 columns of `components`.
+
+    Raises
+    ------
+    ValueError
+        If timm doesn't know a name; the message suggests the nearest.
+    """
+    rows = {}
+    for name in names:
+        if not timm.is_model(name):
+            raise ValueError(unknown_name_message("model of timm", name, timm.list_models()))
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False)
+        readings = _read(model, None, name)
+        rows[name] = {key: proof if evidence else value for key, (value, proof) in readings.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")

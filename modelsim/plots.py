@@ -1,7 +1,7 @@
 """Figures. Each function draws on an Axes (or makes a figure where it needs several) and returns it."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -10,8 +10,9 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from scipy.spatial.distance import cdist
-from torch import Tensor
+from torch import Tensor, nn
 
 from modelsim import clustering
 
@@ -173,3 +174,60 @@ def image_grid(
         ax.set_title(title, fontsize=8)
     figure.tight_layout(pad=0.4)
     return figure
+
+
+def feature_maps(network: nn.Module, input_size: int, ax: Axes | None = None) -> Axes:
+    """Draw the feature maps of a timm network from first to last, on the scale of its own input and width.
+
+    Parameters
+    ----------
+    network : nn.Module
+        With timm's `feature_info`; weights don't matter.
+    input_size : int
+        Side of its image, in pixels. A map as high as the axes has this side.
+    ax : Axes, optional
+        Where to draw.
+    """
+    ax = ax or plt.subplots(figsize=(7, 1.6))[1]
+    maps = [(input_size / info["reduction"], info["num_chs"]) for info in cast("Any", network).feature_info]
+    widest = max(channels for _, channels in maps)
+    left = 0.0
+    for side, channels in maps:
+        width, height = (channels / widest) ** 0.5, (side / input_size) ** 0.5
+        ax.add_patch(
+            Rectangle((left, 0.5 - height / 2), width, height, facecolor="#9ecae1", edgecolor="white")
+        )
+        ax.text(left + width / 2, 0.5, f"{side:.0f}²\n×{channels}", ha="center", va="center", fontsize=7)
+        left += width + 0.08
+    ax.set(xlim=(-0.05, left), ylim=(0, 1), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def agreement_scatter(
+    first: xr.DataArray, second: xr.DataArray, groups: Mapping[str, str], ax: Axes | None = None
+) -> Axes:
+    """Draw every pair of models by its value in two symmetric matrices; pairs of one group are coloured.
+
+    Parameters
+    ----------
+    first, second : DataArray
+        Symmetric, such as SAT in two studies; the models of both are drawn.
+    groups : mapping
+        Base of every model.
+    ax : Axes, optional
+        Where to draw.
+    """
+    ax = ax or plt.subplots(figsize=(6, 5))[1]
+    names = [name for name in first[first.dims[0]].values if name in second[second.dims[0]].values]
+    rows, columns = np.triu_indices(len(names), k=1)
+    x, y = (m.sel({m.dims[0]: names, m.dims[1]: names}).values[rows, columns] for m in (first, second))
+    bases = np.array([groups[name] for name in names])
+    one_base = bases[rows] == bases[columns]
+    ax.scatter(x[~one_base], y[~one_base], s=14, color="0.75", label="two bases")
+    for base, colour in BASE_COLOURS.items():
+        chosen = one_base & (bases[rows] == base)
+        if chosen.any():
+            ax.scatter(x[chosen], y[chosen], s=18, color=colour, label=f"both {base}")
+    ax.legend(frameon=False, fontsize=8)
+    return ax

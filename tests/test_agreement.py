@@ -111,3 +111,10 @@ def test_a_missing_value_is_named():
     broken.loc["b", "d"] = np.nan
     with pytest.raises(ValueError, match="value of b and d is NaN"):
         ms.agreement(random_matrix(5, 1, list("abcde")), broken)
+
+
+def test_draws_in_which_a_matrix_does_not_vary_are_left_out():
+    # Two of five models are of one kind: a third of the draws miss one of the two.
+    kind = matrix(np.equal.outer([0, 0, 1, 2, 3], [0, 0, 1, 2, 3]))
+    found = ms.agreement(kind, random_matrix(5, 0), permutations=9, resamples=99)
+    assert -1 <= found.low <= found.high <= 1

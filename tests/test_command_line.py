@@ -42,6 +42,7 @@ def pair(tmp_path_factory):
         ),
         ("transfer", "python -m modelsim transfer --scheduler tcp //10.0.0.1 8786"),
         ("score", "python -m modelsim score data/fashion69 --measure sat --intervals --csv sat.csv"),
+        ("components", "python -m modelsim components resnet50 maxvit_tiny_tf_224"),
     ],
 )
 def test_help_of_a_command_shows_its_example(command, example):
@@ -93,6 +94,15 @@ def test_scores_written_are_those_of_the_package(pair, measure, tmp_path):
         place = {score.dims[0]: one, score.dims[1]: other}
         expected = [score.sel(place), *bounds.sel(place)]
         np.testing.assert_allclose(row.to_numpy(dtype=float), np.array(expected, dtype=float))
+
+
+def test_components_shown_and_written_are_those_of_the_package(tmp_path):
+    names, path = ["resnet18", "seresnet18"], tmp_path / "components.csv"
+    result = call("components", *names, "--csv", path)
+    assert result.exit_code == 0, result.output
+    assert "Yes (SE)" in result.output
+    written = pd.read_csv(path, index_col="model", keep_default_na=False)
+    pd.testing.assert_frame_equal(written, ms.read_components(names))
 
 
 def test_scores_shown_are_those_of_the_package(pair):

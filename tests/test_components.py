@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import modelsim as ms
-from modelsim.components import components, disagreements, evidence, normalised
+from modelsim.components import components, disagreements, evidence, normalised, read_components
 
 RENAMED = {
     "gluon_resnet101_v1c": "resnet101c",
@@ -122,7 +122,7 @@ def test_disagreements_with_the_published_labels_name_the_proof(labelled):
     table = pd.DataFrame({name: on_meta(name) for name in ("convmixer_1536_20", "resnet50")}).T
     with torch.device("meta"):
         proofs = pd.DataFrame({"convmixer_1536_20": evidence(timm.create_model("convmixer_1536_20"))}).T
-    found = disagreements(table, labelled, proofs)
+    found = disagreements(table, labelled, evidence=proofs)
     assert found.drop(columns="labelled").values.tolist() == [
         ["convmixer_1536_20", HIERARCHY, "No", "no module after the stem lowers the resolution"]
     ]
@@ -302,8 +302,34 @@ def test_disagreements_are_listed_with_their_evidence():
     labels = pd.DataFrame([["BN", "SiLU"], ["ln", "GELU"], ["GN", "-"]], ["a", "b", "c"], columns)
     proofs = pd.DataFrame([["BN: bn", "ReLU: act"]], ["a"], columns)
     expected = [["a", ACT, "SiLU", "ReLU", "ReLU: act"]]
-    assert disagreements(found, labels, proofs).values.tolist() == expected
+    assert disagreements(found, labels, evidence=proofs).values.tolist() == expected
     with pytest.raises(ValueError, match="labelled has no b: expected"):
-        disagreements(found, labels.drop(index="b"), proofs)
+        disagreements(found, labels.drop(index="b"), evidence=proofs)
     with pytest.raises(ValueError, match="evidence has no a: expected"):
-        disagreements(found, labels, proofs.drop(index="a"))
+        disagreements(found, labels, evidence=proofs.drop(index="a"))
+
+
+def test_disagreements_need_no_evidence():
+    read = pd.DataFrame({"Activation": ["ReLU", "SiLU"]}, index=["a", "b"])
+    found = disagreements(read, read.assign(Activation=["relu", "GeLU"]))
+    assert found.values.tolist() == [["b", "Activation", "GeLU", "SiLU"]]
+
+
+def test_models_are_read_by_name():
+    table = read_components(["seresnet18", "convnext_atto"])
+    assert table["CW attention"].to_dict() == {"seresnet18": "Yes (SE)", "convnext_atto": "No"}
+    proof = read_components(["seresnet18"], evidence=True)
+    assert "layer1.0.se" in proof.loc["seresnet18", "CW attention"]
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown model of timm 'resnet51'.*'resnet50'"):
+        read_components(["resnet51"])
+
+
+def test_shipped_table_is_what_is_read():
+    path = ms.data_directory() / "fashion69" / "components.csv"
+    shipped = pd.read_csv(path, index_col="model", keep_default_na=False)
+    assert list(shipped.index) == list(ms.CATALOGUE)
+    names = ["resnet50", "eca_halonext26ts", "xcit_tiny_12_p8_224", "mixnet_xl"]
+    pd.testing.assert_frame_equal(shipped.loc[names], read_components(names))

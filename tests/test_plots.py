@@ -110,3 +110,32 @@ def test_image_grid_draws_the_pixels_of_every_row_and_column():
     assert {image.get_clim() for image in drawn[3:]} == {(-limit, limit)}
     assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c", "", "", ""]
     assert [ax.get_ylabel() for ax in figure.axes] == ["clean", "", "", "change", "", ""]
+
+
+def test_feature_maps_are_drawn_in_proportion_to_side_and_channels():
+    # A quarter of the side is half as high, a quarter of the channels half as wide.
+    network = torch.nn.Identity()
+    network.feature_info = [
+        {"num_chs": 16, "reduction": 1, "module": "stem"},
+        {"num_chs": 64, "reduction": 4, "module": "stages"},
+    ]
+    ax = plots.feature_maps(network, 32)
+    first, second = ax.patches
+    assert first.get_height() == pytest.approx(2 * second.get_height())
+    assert first.get_width() == pytest.approx(second.get_width() / 2)
+    assert [text.get_text() for text in ax.texts] == ["32²\n×16", "8²\n×64"]
+
+
+def test_scatter_shows_each_pair_once_and_colours_pairs_of_one_base():
+    values = np.arange(16.0).reshape(4, 4)
+    first = matrix(values + values.T)
+    names = list(first.model.values)
+    second = (10 * first).sel(model=names[::-1], other=names[::-1])
+    ax = plots.agreement_scatter(first, second, dict.fromkeys(names[:3], "CNN") | {names[3]: "NAS"})
+    mixed, convolutional = (np.asarray(points.get_offsets()) for points in ax.collections)
+    assert len(mixed) == len(convolutional) == 3
+    everything = np.vstack([mixed, convolutional])
+    assert np.allclose(everything[:, 1], 10 * everything[:, 0])
+    colours = [to_rgba(points.get_facecolors()[0]) for points in ax.collections]
+    assert colours[1] == to_rgba(plots.BASE_COLOURS["CNN"])
+    assert colours[0] != colours[1]
