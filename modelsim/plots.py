@@ -1,7 +1,7 @@
 """Figures. Each function draws on an Axes (or makes a figure where it needs several) and returns it."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -97,7 +97,13 @@ def legend_for_groups(ax: Axes, groups: Iterable[str], **options: Any) -> None:
 
 
 def model_map(
-    similarity: xr.DataArray, groups: Mapping[str, str], ax: Axes | None = None, *, seed: int = 0
+    similarity: xr.DataArray,
+    groups: Mapping[str, str],
+    ax: Axes | None = None,
+    *,
+    method: Literal["mds", "tsne"] = "mds",
+    names: bool = True,
+    seed: int = 0,
 ) -> Axes:
     """Place models in the plane, near where they are similar; colour by base.
 
@@ -109,11 +115,15 @@ def model_map(
         Base of every model.
     ax : Axes, optional
         Where to draw.
+    method : {"mds", "tsne"}
+        MDS keeps distances, t-SNE neighbours.
+    names : bool
+        Write the names beside the points; better not for dozens.
     seed : int
         Of the embedding.
     """
     ax = ax or plt.subplots(figsize=(8, 6))[1]
-    place = clustering.embed(similarity, seed=seed)
+    place = clustering.embed(similarity, method=method, seed=seed)
     points = place.values
     stretched = points * [1, 4]  # names are wide: points at one height are the ones in each other's way
     apart = cdist(stretched, stretched) + np.diag(np.full(len(points), np.inf))
@@ -121,11 +131,17 @@ def model_map(
         similarity[similarity.dims[0]].values, points, apart.argmin(0), strict=True
     ):
         ax.scatter(point[0], point[1], s=70, color=BASE_COLOURS[groups[name]])
+        if not names:
+            continue
         # The name goes on the side away from the nearest other point, so that few overlap.
         shift, side = ((7, -3), "left") if point[0] > points[nearest, 0] else ((-7, -3), "right")
         ax.annotate(name, point, xytext=shift, textcoords="offset points", ha=side, fontsize=8)
-    ax.set(xlabel="log units of SAT", ylabel="log units of SAT", aspect="equal")
-    ax.margins(0.38, 0.12)
+    if method == "mds":
+        ax.set(xlabel="log units of SAT", ylabel="log units of SAT")
+    else:
+        ax.set(xticks=[], yticks=[])
+    ax.set_aspect("equal")
+    ax.margins(0.38 if names else 0.05, 0.12)
     legend_for_groups(ax, groups.values(), loc="best")
     return ax
 
