@@ -142,7 +142,8 @@ def model_map(
         ax.set(xticks=[], yticks=[])
     ax.set_aspect("equal")
     ax.margins(0.38 if names else 0.05, 0.12)
-    legend_for_groups(ax, groups.values(), loc="best")
+    beside = {} if names else {"bbox_to_anchor": (1, 1), "fontsize": 8}
+    legend_for_groups(ax, groups.values(), loc="best" if names else "upper left", **beside)
     return ax
 
 
