@@ -1,6 +1,5 @@
 import functools
 import os
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,11 +10,6 @@ from torch import nn
 import modelsim as ms
 from modelsim.components import components, disagreements, evidence, normalised, read_components
 
-RENAMED = {
-    "gluon_resnet101_v1c": "resnet101c",
-    "gluon_xception65": "xception65",
-    "jx_nest_tiny": "nest_tiny_jx",
-}
 # Models outside the paper's 69, and what their papers and timm's code say about them.
 BASE, HIERARCHY, STEM, SIZE = "Base architecture", "Hierarchical structure", "Stem layer", "Input resolution"
 NORM, ACT, STEM_POOL, POOL = "Normalization", "Activation", "Pooling (stem)", "Pooling (final)"
@@ -96,7 +90,7 @@ def read(model, component):
 @functools.cache
 def on_meta(name):
     with torch.device("meta"):
-        return components(timm.create_model(RENAMED.get(name, name)))
+        return components(timm.create_model(name))
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +98,7 @@ def labelled():
     """Find the published table, which may not be redistributed, where the user keeps it."""
     if "MODELSIM_CACHE" not in os.environ:
         pytest.skip("MODELSIM_CACHE is not set: no published table to compare with")
-    path = Path(os.environ["MODELSIM_CACHE"]) / "Model Feature_release.csv"
-    if not path.is_file():
-        pytest.skip(f"MODELSIM_CACHE holds no {path.name}")
-    return pd.read_csv(path, index_col=0, keep_default_na=False)
+    return ms.published_components()
 
 
 def test_readings_agree_with_the_published_labels(labelled):
