@@ -30,8 +30,11 @@ def sleep(seconds, index):
 
 
 SLOW = """
+import signal
 import tiny
 if __name__ == "__main__":
+    # As in a terminal: what a shell starts in the background inherits an interrupt that is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     tiny.transfer({out!r}, test_images=tiny.image_set(30, seed=1), workers=2)
 """
 
