@@ -79,9 +79,10 @@ def transfer(
 ) -> xr.Dataset:
     """Attack every classifier of `zoo` and show the adversarial images to all of them.
 
-    N attacks and N² evaluations. Every source is on disk as soon as it is finished: a run that was
-    killed goes on where it stopped when it is started again with the same settings, also with another
-    number of workers.
+    N attacks and N² evaluations. Every attack is on disk as soon as it is done: a run that was killed
+    goes on where it stopped when it is started again with the same settings, also with another number
+    of workers. Started again with more models in the zoo (or with `test_images`, where there were
+    none), it extends the study: no source is attacked twice, no pair evaluated twice.
 
     Examples
     --------
@@ -153,13 +154,18 @@ def transfer(
     store = Path(out) / _STORE
     work = _Work(store.absolute(), zoo, images, attack, batch_size, device, test_images)
     settings = _settings(work)
+    _finish_replacement(store)
     if not store.exists():
         _create(store, work, settings)
     group = _open_store(store, mode="r+")
-    _check_same_settings(store, group.attrs["settings"], settings)
+    is_extended = _is_extended(store, group.attrs["settings"], settings)
+    finished = _check_finished(group, store)
+    if is_extended:
+        _create(store, work, settings, known=group)
+        finished = np.zeros(len(zoo), dtype=bool)
     for leftover in store.rglob("*.partial"):
         leftover.unlink()
-    _finish(work, _check_finished(group, store), workers, scheduler, progress=progress)
+    _finish(work, finished, workers, scheduler, progress=progress)
     return open_study(out)
 
 
@@ -205,25 +211,52 @@ def _finish_afar(work: _Work, index: int) -> None:
 
 
 def _finish_source(work: _Work, index: int, bar: "tqdm[Any]") -> None:
-    """Attack one source, evaluate every target, write both, and only then mark the source finished."""
+    """Attack one source and evaluate every target, as far as this isn't stored, and mark it finished."""
     zoo, images, group = work.zoo, work.images, zarr.open_group(work.store, mode="r+")
     name = list(zoo)[index]
     bar.set_description(name)
-    adversarial = _attack_in_batches(name, work, bar)
-    predictions = [_predict(target, zoo[target], adversarial, images, device=work.device) for target in zoo]
-    change = (_to_8_bit(adversarial) - _to_8_bit(images.images)).numpy()
-    if np.abs(change).max() > 127:
-        raise ValueError(f"a perturbation of {np.abs(change).max()}/255 doesn't fit the store's 127/255")
-    if work.test_images is not None:
+    change = _stored(group, "perturbation", index)
+    if _is_absent("perturbation", change).any():
+        change = _to_8_bit(_attack_in_batches(name, work, bar)) - _to_8_bit(images.images)
+        if change.abs().max() > 127:
+            raise ValueError(
+                f"a perturbation of {int(change.abs().max())}/255 doesn't fit the store's 127/255"
+            )
+        change = change.numpy().astype(np.int8)
+        _array(group, "perturbation")[index] = change
+    else:
+        bar.update(-(-len(images) // work.batch_size))
+    adversarial = _perturbed(images, change)
+    predictions = _stored(group, "adversarial_prediction", index)
+    for row, target in zip(predictions, zoo, strict=True):
+        if _is_absent("adversarial_prediction", row).any():
+            row[:] = _predict(target, zoo[target], adversarial, images, device=work.device)
+    if (
+        work.test_images is not None
+        and _is_absent("clean_probability", _stored(group, "clean_probability", index)).any()
+    ):
         probabilities = _probabilities(name, zoo[name], work.test_images, device=work.device)
         _array(group, "clean_probability")[index] = probabilities
-    _array(group, "perturbation")[index] = change.astype(np.int8)
-    _array(group, "adversarial_prediction")[index] = np.stack(predictions)
+    _array(group, "adversarial_prediction")[index] = predictions
     _array(group, "finished")[index] = True
 
 
+def _stored(group: zarr.Group, name: str, index: int) -> NDArray[Any]:
+    """Read what is known of a source that isn't finished; what is missing or damaged counts as absent."""
+    array = _array(group, name)
+    try:
+        return np.array(array[index])
+    except (OSError, ValueError, KeyError, RuntimeError):
+        # Damage in a finished source has been reported, with the advice to have it computed anew.
+        return np.full(array.shape[1:], _ABSENT[name], array.dtype)
+
+
+def _is_absent(name: str, values: NDArray[Any]) -> NDArray[np.bool_]:
+    return values == _ABSENT[name]
+
+
 def _attack_in_batches(name: str, work: _Work, bar: "tqdm[Any]") -> Tensor:
-    """Return the adversarial images of one source, rounded to 8 bit, on the CPU."""
+    """Return the adversarial images of one source, on the CPU."""
     source, images, device = work.zoo[name].to(work.device), work.images, work.device
     seed = attack_settings(work.attack).get("seed")
     adversarial = []
@@ -236,7 +269,7 @@ def _attack_in_batches(name: str, work: _Work, bar: "tqdm[Any]") -> Tensor:
             if batch.shape != x.shape:
                 raise ValueError(f"the attack turned {tuple(x.shape)} into {tuple(batch.shape)}")
             check_images(batch)
-        adversarial.append(_to_8_bit(batch).float() / 255)
+        adversarial.append(batch)
         bar.update()
     return torch.cat(adversarial)
 
@@ -348,24 +381,27 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
-def _check_same_settings(store: Path, stored: Any, settings: Mapping[str, Any]) -> None:
-    """Refuse to go on with a study that was made otherwise, naming each difference."""
+def _is_extended(store: Path, stored: Any, settings: Mapping[str, Any]) -> bool:
+    """Tell whether there is more to compute than was asked before; refuse what was made otherwise."""
     before, now = dict(_flat(stored)), dict(_flat(settings))
+    added = {key for key in now.keys() - before.keys() if key.startswith(("models.", "test_images"))}
     differences = [
         f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} now"
-        for key in sorted(before.keys() | now.keys())
+        for key in sorted((before.keys() | now.keys()) - added)
         if before.get(key) != now.get(key)
     ]
-    if differences or list(stored["models"]) != list(settings["models"]):
-        what = "; ".join(differences) or "the order of the models"
+    if differences:
         raise ValueError(
-            f"{store} was made with other settings ({what}): choose another folder, "
+            f"{store} was made with other settings ({'; '.join(differences)}): choose another folder, "
             "or delete it to start anew"
         )
+    return bool(added) or list(stored["models"]) != list(settings["models"])
 
 
-def _create(store: Path, work: _Work, settings: Mapping[str, Any]) -> None:
-    """Write a store with everything but the attacks; it appears whole or not at all."""
+def _create(
+    store: Path, work: _Work, settings: Mapping[str, Any], *, known: zarr.Group | None = None
+) -> None:
+    """Write a store with everything but the attacks that aren't `known`; it appears whole or not at all."""
     zoo, images = work.zoo, work.images
     clean = np.stack([_predict(n, zoo[n], images.images, images, device=work.device) for n in zoo])
     unfinished = store.with_name(f"{store.name}.unfinished")
@@ -396,7 +432,36 @@ def _create(store: Path, work: _Work, settings: Mapping[str, Any]) -> None:
     if work.test_images is not None:
         _add_test_images(group, work.test_images, n)
     _add(group, "finished", ("source",), (n,), (1,), "bool")
+    if known is not None:
+        _inherit(group, known)
+        store.rename(_replaced(store))
     unfinished.rename(store)
+    _finish_replacement(store)
+
+
+def _inherit(group: zarr.Group, known: zarr.Group) -> None:
+    """Copy what a store of fewer models knows of each source."""
+    before, now = (list(cast("Any", g.attrs["settings"])["models"]) for g in (known, group))
+    places = [now.index(name) for name in before]
+    for index, place in enumerate(places):
+        for name in set(_names(known)) & set(_OF_ONE_MODEL) - {"adversarial_prediction"}:
+            _array(group, name)[place] = _stored(known, name, index)
+        predictions = _stored(group, "adversarial_prediction", place)
+        predictions[places] = _stored(known, "adversarial_prediction", index)
+        _array(group, "adversarial_prediction")[place] = predictions
+
+
+def _replaced(store: Path) -> Path:
+    return store.with_name(f"{store.name}.replaced")
+
+
+def _finish_replacement(store: Path) -> None:
+    """Bring a store back if the run that replaced it was killed on the way, else remove it."""
+    replaced = _replaced(store)
+    if replaced.exists() and not store.exists():
+        replaced.rename(store)
+    elif replaced.exists():
+        shutil.rmtree(replaced)
 
 
 def _add_test_images(group: zarr.Group, images: ImageSet, n: int) -> None:
@@ -579,5 +644,8 @@ def adversarial_images(study: xr.Dataset, source: str, images: ImageSet) -> Tens
         )
     if source not in study.source:
         raise ValueError(f"{source!r} is not a source of the study: it has {', '.join(study.source.values)}")
-    change = torch.from_numpy(study.perturbation.sel(source=source).values).to(torch.int16)
-    return (_to_8_bit(images.images) + change).float() / 255
+    return _perturbed(images, study.perturbation.sel(source=source).values)
+
+
+def _perturbed(images: ImageSet, change: NDArray[np.int8]) -> Tensor:
+    return (_to_8_bit(images.images) + torch.from_numpy(change).to(torch.int16)).float() / 255
