@@ -20,6 +20,7 @@ from modelsim.clustering import (
     structure,
     tree,
 )
+from modelsim.compare import compare
 from modelsim.components import components, disagreements, evidence, read_components
 from modelsim.images import ImageSet, data_directory, fashion_mnist
 from modelsim.published import PublishedScoresUnavailable, published_components, published_sat
@@ -51,6 +52,7 @@ __all__ = [
     "build",
     "choose_k",
     "cluster_agreement",
+    "compare",
     "components",
     "consensus",
     "data_directory",

@@ -217,27 +217,23 @@ def _finish_source(work: _Work, index: int, bar: "tqdm[Any]") -> None:
     bar.set_description(name)
     change = _stored(group, "perturbation", index)
     if _is_absent("perturbation", change).any():
-        change = _to_8_bit(_attack_in_batches(name, work, bar)) - _to_8_bit(images.images)
-        if change.abs().max() > 127:
-            raise ValueError(
-                f"a perturbation of {int(change.abs().max())}/255 doesn't fit the store's 127/255"
-            )
-        change = change.numpy().astype(np.int8)
+        change = perturbation(
+            name, zoo[name], images, work.attack, batch_size=work.batch_size, device=work.device, bar=bar
+        )
         _array(group, "perturbation")[index] = change
     else:
         bar.update(-(-len(images) // work.batch_size))
-    adversarial = _perturbed(images, change)
-    predictions = _stored(group, "adversarial_prediction", index)
-    for row, target in zip(predictions, zoo, strict=True):
+    adversarial = perturbed(images, change)
+    rows = _stored(group, "adversarial_prediction", index)
+    for row, target in zip(rows, zoo, strict=True):
         if _is_absent("adversarial_prediction", row).any():
-            row[:] = _predict(target, zoo[target], adversarial, images, device=work.device)
-    if (
-        work.test_images is not None
-        and _is_absent("clean_probability", _stored(group, "clean_probability", index)).any()
-    ):
-        probabilities = _probabilities(name, zoo[name], work.test_images, device=work.device)
-        _array(group, "clean_probability")[index] = probabilities
-    _array(group, "adversarial_prediction")[index] = predictions
+            row[:] = predictions(target, zoo[target], adversarial, images, device=work.device)
+    _array(group, "adversarial_prediction")[index] = rows
+    if work.test_images is not None:
+        known = _stored(group, "clean_probability", index)
+        if _is_absent("clean_probability", known).any():
+            known = _probabilities(name, zoo[name], work.test_images, device=work.device)
+            _array(group, "clean_probability")[index] = known
     _array(group, "finished")[index] = True
 
 
@@ -255,23 +251,33 @@ def _is_absent(name: str, values: NDArray[Any]) -> NDArray[np.bool_]:
     return values == _ABSENT[name]
 
 
-def _attack_in_batches(name: str, work: _Work, bar: "tqdm[Any]") -> Tensor:
-    """Return the adversarial images of one source, on the CPU."""
-    source, images, device = work.zoo[name].to(work.device), work.images, work.device
-    seed = attack_settings(work.attack).get("seed")
+def perturbation(
+    name: str,
+    source: nn.Module,
+    images: ImageSet,
+    attack: Attack,
+    *,
+    batch_size: int,
+    device: str,
+    bar: "tqdm[Any]",
+) -> NDArray[np.int8]:
+    """Attack one source batch by batch; return the change of every pixel, rounded to whole 255ths."""
+    source, seed = source.to(device), attack_settings(attack).get("seed")
     adversarial = []
-    for start in range(0, len(images), work.batch_size):
-        x = images.images[start : start + work.batch_size]
-        y = images.labels[start : start + work.batch_size]
+    for start in range(0, len(images), batch_size):
+        x, y = images.images[start : start + batch_size], images.labels[start : start + batch_size]
         advanced = {} if seed is None else {"seed": seed + start}
         with _blamed_on(name):
-            batch = work.attack(source, x.to(device), y.to(device), **advanced).cpu()
+            batch = attack(source, x.to(device), y.to(device), **advanced).cpu()
             if batch.shape != x.shape:
                 raise ValueError(f"the attack turned {tuple(x.shape)} into {tuple(batch.shape)}")
             check_images(batch)
         adversarial.append(batch)
         bar.update()
-    return torch.cat(adversarial)
+    change = _to_8_bit(torch.cat(adversarial)) - _to_8_bit(images.images)
+    if change.abs().max() > 127:
+        raise ValueError(f"a perturbation of {int(change.abs().max())}/255 doesn't fit the store's 127/255")
+    return change.numpy().astype(np.int8)
 
 
 def _to_8_bit(images: Tensor) -> Tensor:
@@ -295,12 +301,11 @@ def _logits(
     return torch.cat(logits)
 
 
-def _predict(
+def predictions(
     name: str, classifier: nn.Module, canvas: Tensor, images: ImageSet, *, device: str
 ) -> NDArray[np.int16]:
     """Return the predicted classes (image,) of one classifier."""
-    predictions = _logits(name, classifier, canvas, images, device=device).argmax(1)
-    return predictions.numpy().astype(np.int16)
+    return _logits(name, classifier, canvas, images, device=device).argmax(1).numpy().astype(np.int16)
 
 
 def _probabilities(name: str, classifier: nn.Module, images: ImageSet, *, device: str) -> NDArray[np.uint16]:
@@ -403,7 +408,7 @@ def _create(
 ) -> None:
     """Write a store with everything but the attacks that aren't `known`; it appears whole or not at all."""
     zoo, images = work.zoo, work.images
-    clean = np.stack([_predict(n, zoo[n], images.images, images, device=work.device) for n in zoo])
+    clean = np.stack([predictions(n, zoo[n], images.images, images, device=work.device) for n in zoo])
     unfinished = store.with_name(f"{store.name}.unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
@@ -446,9 +451,9 @@ def _inherit(group: zarr.Group, known: zarr.Group) -> None:
     for index, place in enumerate(places):
         for name in set(_names(known)) & set(_OF_ONE_MODEL) - {"adversarial_prediction"}:
             _array(group, name)[place] = _stored(known, name, index)
-        predictions = _stored(group, "adversarial_prediction", place)
-        predictions[places] = _stored(known, "adversarial_prediction", index)
-        _array(group, "adversarial_prediction")[place] = predictions
+        rows = _stored(group, "adversarial_prediction", place)
+        rows[places] = _stored(known, "adversarial_prediction", index)
+        _array(group, "adversarial_prediction")[place] = rows
 
 
 def _replaced(store: Path) -> Path:
@@ -644,8 +649,9 @@ def adversarial_images(study: xr.Dataset, source: str, images: ImageSet) -> Tens
         )
     if source not in study.source:
         raise ValueError(f"{source!r} is not a source of the study: it has {', '.join(study.source.values)}")
-    return _perturbed(images, study.perturbation.sel(source=source).values)
+    return perturbed(images, study.perturbation.sel(source=source).values)
 
 
-def _perturbed(images: ImageSet, change: NDArray[np.int8]) -> Tensor:
+def perturbed(images: ImageSet, change: NDArray[np.int8]) -> Tensor:
+    """Return the canvas of `images` after a change in whole 255ths, exactly as the targets see it."""
     return (_to_8_bit(images.images) + torch.from_numpy(change).to(torch.int16)).float() / 255

@@ -340,13 +340,13 @@ def test_test_images_can_be_added_later_without_any_attack(copied, tested):
 
 def test_extension_evaluates_each_pair_once(copied, monkeypatch):
     module, evaluated = sys.modules["modelsim.transfer"], []
-    real = module._predict
+    real = module.predictions
 
     def noted(name, *args, **options):
         evaluated.append(name)
         return real(name, *args, **options)
 
-    monkeypatch.setattr(module, "_predict", noted)
+    monkeypatch.setattr(module, "predictions", noted)
     tiny.transfer(copied, zoo=tiny.zoo() | {"fourth": tiny.linear(4)})
     on_clean_images = 4
     assert len(evaluated) == on_clean_images + 3 + 4
