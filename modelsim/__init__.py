@@ -1,6 +1,6 @@
 """How similar are two neural networks? Similarity of image classifiers by attack transferability."""
 
-from modelsim.agreement import Agreement, agreement
+from modelsim.agreement import RELATIONS, Agreement, agreement, mean_by_relation, relations
 from modelsim.attacks import fgsm, mi_fgsm, pgd
 from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.clustering import (
@@ -21,10 +21,11 @@ from modelsim.clustering import (
     tree,
 )
 from modelsim.compare import compare
-from modelsim.components import components, disagreements, evidence, read_components
+from modelsim.components import components, components_table, disagreements, evidence, read_components
 from modelsim.images import ImageSet, data_directory, fashion_mnist
 from modelsim.published import PublishedScoresUnavailable, published_components, published_sat
 from modelsim.scores import (
+    first_seeds,
     interval,
     main_effects,
     relative_sat,
@@ -38,6 +39,7 @@ from modelsim.zoo import Classifier, Zoo, build, load_zoo
 
 __all__ = [
     "CATALOGUE",
+    "RELATIONS",
     "Agreement",
     "Architecture",
     "ChanceTest",
@@ -54,6 +56,7 @@ __all__ = [
     "cluster_agreement",
     "compare",
     "components",
+    "components_table",
     "consensus",
     "data_directory",
     "disagreements",
@@ -64,9 +67,11 @@ __all__ = [
     "evidence",
     "fashion_mnist",
     "fgsm",
+    "first_seeds",
     "interval",
     "load_zoo",
     "main_effects",
+    "mean_by_relation",
     "mi_fgsm",
     "open_study",
     "perturbed",
@@ -74,6 +79,7 @@ __all__ = [
     "published_components",
     "published_sat",
     "read_components",
+    "relations",
     "relative_sat",
     "resampled",
     "sat",

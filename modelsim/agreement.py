@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+
+from modelsim.zoo import architecture, split_model_name
 
 Pairs = NDArray[np.floating]
 
@@ -132,3 +135,100 @@ def _cosine(one: Pairs, other: Pairs) -> float:
     """Correlation of centred values; NaN where one of them doesn't vary."""
     size = np.sqrt((one**2).sum() * (other**2).sum())
     return float((one * other).sum() / size) if size > 1e-9 else math.nan
+
+
+RELATIONS = ("same architecture", "same base", "two bases")
+"""How two models can be related: two seeds of one architecture, two architectures of one base, or neither."""
+
+
+def relations(names: Sequence[str]) -> xr.DataArray:
+    """Tell how every two models are related, from their names.
+
+    Examples
+    --------
+    >>> relations(["resnet50", "resnet50-seed1", "mixnet_xl"]).sel(model="resnet50")
+
+    Returns
+    -------
+    DataArray
+        (model, other), values of `RELATIONS`, the first on the diagonal too.
+
+    Raises
+    ------
+    ValueError
+        If a name is not a model of the catalogue.
+    """
+    built = [split_model_name(name)[0] for name in names]
+    bases = np.array([architecture(name).base for name in built])
+    same = np.array(built)[:, None] == np.array(built), bases[:, None] == bases
+    values = np.select(same, RELATIONS[:2], RELATIONS[2])
+    return xr.DataArray(values, {"model": list(names), "other": list(names)}, ("model", "other"))
+
+
+def mean_by_relation(
+    score: xr.DataArray, *, resamples: int = 2_000, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Average a similarity over two seeds of one architecture, two architectures of one base, two bases.
+
+    The interval draws architectures with replacement, each with all its seeds: pairs that share a model
+    are not independent. A pair counts as often as the draw holds both its architectures; pairs of an
+    architecture with its own copy are left out.
+
+    Examples
+    --------
+    >>> mean_by_relation(sat(study))
+
+    Parameters
+    ----------
+    score : DataArray
+        Symmetric, models of the catalogue in rows and columns. The diagonal doesn't count.
+    resamples : int
+        Draws of architectures.
+    level : float
+        Coverage of the intervals, 0 … 1.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    DataFrame
+        One row a relation that occurs, nearest first: `mean`, `low`, `high`, `pairs`; `step`,
+        `step_low`, `step_high`: the mean minus that of the next relation, NaN in the last row.
+
+    Raises
+    ------
+    ValueError
+        If a name is not a model of the catalogue, or a value off the diagonal is NaN.
+    """
+    names = [str(name) for name in score[score.dims[0]].values]
+    related = relations(names)
+    _aligned([score])
+    built, index = np.unique([split_model_name(name)[0] for name in names], return_inverse=True)
+    upper = np.triu_indices(len(names), k=1)
+    rows, columns, values = index[upper[0]], index[upper[1]], score.values[upper]
+    drawn = np.random.default_rng(seed).multinomial(
+        len(built), np.full(len(built), 1 / len(built)), resamples
+    )
+    counts = np.vstack([np.ones_like(built, dtype=int), drawn])
+    weights = np.where(rows == columns, counts[:, rows], counts[:, rows] * counts[:, columns])
+    chosen = {r: related.values[upper] == r for r in RELATIONS}
+    chosen = {relation: of for relation, of in chosen.items() if of.any()}
+    means = pd.DataFrame({r: _weighted_means(values[of], weights[:, of]) for r, of in chosen.items()})
+    steps = means - means.shift(-1, axis="columns")
+    low, high = (1 - level) / 2, (1 + level) / 2
+    columns_of = {
+        "mean": means.iloc[0],
+        "low": means[1:].quantile(low),
+        "high": means[1:].quantile(high),
+        "pairs": pd.Series({relation: int(of.sum()) for relation, of in chosen.items()}),
+        "step": steps.iloc[0],
+        "step_low": steps[1:].quantile(low),
+        "step_high": steps[1:].quantile(high),
+    }
+    return pd.concat(columns_of, axis="columns")
+
+
+def _weighted_means(values: Pairs, weights: NDArray[np.integer]) -> Pairs:
+    """Mean of `values` under every row of `weights`; NaN where all weights are 0."""
+    total = weights.sum(axis=1)
+    return np.divide(weights @ values, total, out=np.full(len(total), np.nan), where=total > 0)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from modelsim.images import data_directory
 from modelsim.zoo import unknown_name_message
 
 _SEARCHED_CLASSES = {"EfficientNet", "MobileNetV3", "NASNetALarge", "PNASNet5Large", "RegNet", "RexNet"}
@@ -578,6 +579,22 @@ def disagreements(
     if missing := sorted({model for model, *_ in rows} - {*evidence.index}):
         raise ValueError(f"evidence has no {', '.join(missing)}: expected all models that disagree")
     return found.assign(evidence=[evidence.loc[model, component] for model, component, *_ in rows])
+
+
+def components_table() -> pd.DataFrame:
+    """Open the stored table of the catalogue's components, as `read_components` gives it.
+
+    Examples
+    --------
+    >>> components_table()["Normalisation"].value_counts()
+
+    Returns
+    -------
+    DataFrame
+        One row an architecture, the 13 columns of `components`, strings.
+    """
+    path = data_directory() / "fashion69" / "components.csv"
+    return pd.read_csv(path, index_col="model", keep_default_na=False)
 
 
 def read_components(names: Iterable[str], *, evidence: bool = False) -> pd.DataFrame:

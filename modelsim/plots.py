@@ -25,6 +25,9 @@ BASE_COLOURS: Mapping[str, str] = {
 }
 """One colour a base architecture (Okabe and Ito's, told apart by colour-blind readers)."""
 
+_MOST_NUMBERS = 16
+"""Models up to which a matrix is drawn with its numbers."""
+
 
 def heatmap(
     matrix: xr.DataArray,
@@ -34,21 +37,28 @@ def heatmap(
     label: str | None = None,
     cmap: str = "mako",
 ) -> Axes:
-    """Draw a labelled matrix with its numbers, rows from top to bottom."""
-    ax = ax or plt.subplots(figsize=(0.5 * matrix.shape[1] + 2.4, 0.42 * matrix.shape[0] + 1.6))[1]
+    """Draw a labelled matrix, rows from top to bottom, with its numbers where there is room for them."""
+    numbers = max(matrix.shape) <= _MOST_NUMBERS
+    width, height = (0.5, 0.42) if numbers else (0.14, 0.13)
+    ax = ax or plt.subplots(figsize=(width * matrix.shape[1] + 2.4, height * matrix.shape[0] + 1.6))[1]
     title = label or str(matrix.name)
     sns.heatmap(
         matrix.to_pandas(),
         ax=ax,
-        annot=True,
+        annot=numbers,
         fmt=fmt,
+        xticklabels=True,
+        yticklabels=True,
         cmap=cmap,
         cbar_kws={"label": title},
         annot_kws={"size": 8},
     )
     ax.set(xlabel=matrix.dims[1], ylabel=matrix.dims[0])
-    ax.tick_params(axis="x", rotation=45)
-    plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
+    ax.tick_params(axis="x", rotation=45 if numbers else 90)
+    if numbers:
+        plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
+    else:
+        ax.tick_params(labelsize=6)
     return ax
 
 
@@ -75,14 +85,17 @@ def clustered_heatmap(similarity: xr.DataArray, groups: Mapping[str, str]) -> Fi
         cmap="mako",
         vmax=off_diagonal.max(),
         figsize=(9, 9),
-        annot=len(frame) <= 16,
+        annot=len(frame) <= _MOST_NUMBERS,
         fmt=".1f",
         annot_kws={"size": 8},
+        xticklabels=True,
+        yticklabels=True,
         dendrogram_ratio=0.14,
         cbar_pos=(0.02, 0.85, 0.03, 0.13),
         cbar_kws={"label": str(similarity.name)},
     )
     grid.ax_heatmap.set(xlabel="", ylabel="")
+    grid.ax_heatmap.tick_params(labelsize=min(10, 420 / len(frame)))
     legend_for_groups(grid.ax_col_dendrogram, groups.values(), loc="center left", bbox_to_anchor=(1.0, 0.5))
     return grid.figure
 
@@ -148,11 +161,11 @@ def model_map(
 
 
 def pairs_with_intervals(
-    score: xr.DataArray, bounds: xr.DataArray, model: str, ax: Axes | None = None
+    score: xr.DataArray, bounds: xr.DataArray, model: str, ax: Axes | None = None, *, most: int | None = None
 ) -> Axes:
-    """Draw one model's score with every other model, with intervals, most similar on top."""
+    """Draw one model's score with others (the `most` similar only), with intervals, most similar on top."""
     row = score.sel({score.dims[0]: model}).drop_sel({score.dims[1]: model})
-    row = row[np.argsort(row.values)]
+    row = row[np.argsort(row.values)][-most if most else None :]
     low, high = bounds.sel({score.dims[0]: model, score.dims[1]: row[score.dims[1]].values}).values
     ax = ax or plt.subplots(figsize=(7, 0.32 * len(row) + 1.2))[1]
     names = row[score.dims[1]].values

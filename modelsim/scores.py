@@ -7,10 +7,23 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from modelsim.zoo import split_model_name
+
 FLOOR = 0.01
 """Per cent, in place of 0 under SAT's logarithm: one hit in 10,000 trials, less than a study can see."""
 
 Measure = Literal["sat", "transferability"]
+
+
+def first_seeds(study: xr.Dataset) -> xr.Dataset:
+    """Keep one model an architecture: the study without `name-seed1`, `name-seed2` and so on.
+
+    Examples
+    --------
+    >>> study = first_seeds(open_study("data/fashion69"))
+    """
+    names = [name for name in study.source.values.tolist() if split_model_name(name)[1] == 0]
+    return study.sel(source=names, target=names)
 
 
 def _trials(study: xr.Dataset) -> xr.DataArray:

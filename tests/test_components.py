@@ -319,8 +319,7 @@ def test_unknown_name_suggests_the_nearest():
 
 
 def test_shipped_table_is_what_is_read():
-    path = ms.data_directory() / "fashion69" / "components.csv"
-    shipped = pd.read_csv(path, index_col="model", keep_default_na=False)
+    shipped = ms.components_table()
     assert list(shipped.index) == list(ms.CATALOGUE)
     names = ["resnet50", "eca_halonext26ts", "xcit_tiny_12_p8_224", "mixnet_xl"]
     pd.testing.assert_frame_equal(shipped.loc[names], read_components(names))

@@ -179,3 +179,11 @@ def test_level_outside_0_to_1_is_refused(study, level):
 def test_unknown_measure_is_named(study):
     with pytest.raises(ValueError, match="'cka'"):
         ms.interval(study, "cka")
+
+
+def test_first_seeds_are_kept_in_their_order_on_both_sides():
+    study = tiny.study([0, 1], [[0, 1]] * 3, np.arange(18).reshape(3, 3, 2))
+    names = ["resnet50-seed2", "resnet50", "dpn107"]
+    kept = ms.first_seeds(study.assign_coords(source=names, target=names))
+    assert kept.source.values.tolist() == kept.target.values.tolist() == ["resnet50", "dpn107"]
+    assert kept.adversarial_prediction.values.tolist() == [[[8, 9], [10, 11]], [[14, 15], [16, 17]]]
