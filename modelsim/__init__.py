@@ -22,6 +22,15 @@ from modelsim.clustering import (
 )
 from modelsim.compare import compare
 from modelsim.components import components, components_table, disagreements, evidence, read_components
+from modelsim.ensembles import (
+    choose_teammates,
+    count_clusters,
+    ensembles,
+    member_sets,
+    set_correlation,
+    set_means,
+    split_halves,
+)
 from modelsim.images import ImageSet, data_directory, fashion_mnist
 from modelsim.published import PublishedScoresUnavailable, published_components, published_sat
 from modelsim.scores import (
@@ -53,17 +62,20 @@ __all__ = [
     "agreement",
     "build",
     "choose_k",
+    "choose_teammates",
     "cluster_agreement",
     "compare",
     "components",
     "components_table",
     "consensus",
+    "count_clusters",
     "data_directory",
     "disagreements",
     "distance",
     "eigenvalues",
     "embed",
     "enrichment",
+    "ensembles",
     "evidence",
     "fashion_mnist",
     "fgsm",
@@ -72,6 +84,7 @@ __all__ = [
     "load_zoo",
     "main_effects",
     "mean_by_relation",
+    "member_sets",
     "mi_fgsm",
     "open_study",
     "perturbed",
@@ -83,8 +96,11 @@ __all__ = [
     "relative_sat",
     "resampled",
     "sat",
+    "set_correlation",
+    "set_means",
     "shuffled",
     "spectral_clusters",
+    "split_halves",
     "stability",
     "structure",
     "train",
