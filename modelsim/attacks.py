@@ -83,7 +83,8 @@ def _ascend(
 
 def _check_input(images: Tensor, labels: Tensor, classifier: nn.Module, **positive: float) -> None:
     check_images(images)
-    with torch.inference_mode():
+    # Not inference_mode: what some networks keep from here, ConViT for one, autograd would refuse later.
+    with torch.no_grad():
         n_classes = checked_logits(classifier, images[:1]).shape[1]
     check_labels(labels, n_images=len(images), n_classes=n_classes)
     for name, value in positive.items():

@@ -1,4 +1,4 @@
-"""One recipe for every architecture, and the weights that it makes."""
+"""One recipe for every architecture, with or without a teacher, and the weights that it makes."""
 
 import json
 import time
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, Literal, cast, get_args
 from unittest.mock import patch
 
 import pandas as pd
@@ -16,7 +17,7 @@ import timm
 import torch
 from timm.optim import create_optimizer_v2, muon
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 from tqdm import tqdm, trange
 
 from modelsim.images import ImageSet, data_directory, fashion_mnist
@@ -31,6 +32,8 @@ from modelsim.zoo import (
     split_model_name,
 )
 from modelsim.zoo import architecture as catalogue_entry
+
+Kind = Literal["soft", "hard"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,80 @@ class Recipe:
     warm_up: float = 0.15
 
 
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """What a student is told about the training images beside their labels.
+
+    Its loss is (1 - weight) × cross-entropy with the label + weight × the teacher's loss. The latter is,
+    of kind `"soft"`, temperature² × KL divergence from the teacher's to the student's probabilities, both
+    at that temperature, and of kind `"hard"` the cross-entropy with the class that the teacher ranks
+    first. A student with a distillation token learns the label by its class token and the teacher by
+    the other, and predicts by the mean of both. Weight 0 is training without a teacher.
+
+    Examples
+    --------
+    >>> Teacher(logits, kind="hard")
+
+    Attributes
+    ----------
+    logits : Tensor
+        (2, image, class): the teacher's, of the images as they are and of their mirror images.
+    kind : {"soft", "hard"}
+        What the student imitates.
+    temperature : float
+        Greater than 0; for `"soft"` only.
+    weight : float
+        Of the teacher against the label, 0 … 1.
+
+    Raises
+    ------
+    ValueError
+        If an attribute is outside what is said above, or a logit is NaN or infinite.
+
+    References
+    ----------
+    Soft: Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531.
+    Hard, and the token: Touvron et al., *Training data-efficient image transformers & distillation
+    through attention*, ICML 2021, eq. (3), where the weight is one half.
+    """
+
+    logits: Tensor
+    kind: Kind = "soft"
+    temperature: float = 3.0
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be 'soft' or 'hard', got {self.kind!r}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be greater than 0, got {self.temperature}")
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight must be between 0 and 1, got {self.weight}")
+        if self.logits.ndim != 3 or len(self.logits) != 2:
+            raise ValueError(
+                "a teacher's logits must have shape (2, image, class), for the images and their mirror "
+                f"images, got {tuple(self.logits.shape)}"
+            )
+        if not torch.isfinite(self.logits).all():
+            raise ValueError("a teacher's logits must be finite, got NaN or infinity among them")
+
+    def loss(self, student: Tensor | tuple[Tensor, Tensor], labels: Tensor, told: Tensor) -> Tensor:
+        """Return the loss of a batch.
+
+        `student` holds logits (n, class), or those of the class token and of the distillation token;
+        `labels` (n,) true classes; `told` (n, class) the teacher's logits.
+        """
+        by_label, by_teacher = student if isinstance(student, tuple) else (student, student)
+        own = cross_entropy(by_label, labels)
+        return (1 - self.weight) * own + self.weight * self._imitation(by_teacher, told)
+
+    def _imitation(self, student: Tensor, told: Tensor) -> Tensor:
+        if self.kind == "hard":
+            return cross_entropy(student, told.argmax(1))
+        ours, theirs = ((logits / self.temperature).log_softmax(1) for logits in (student, told))
+        return self.temperature**2 * kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
 @contextmanager
 def _single_precision_muon() -> Iterator[None]:
     """Let Muon orthogonalise in single precision.
@@ -74,16 +151,25 @@ def _single_precision_muon() -> Iterator[None]:
 
 
 def _batches(images: ImageSet, recipe: Recipe, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield shuffled batches, each image mirrored with probability one half."""
+    """Yield the positions of shuffled batches, and which of their images to mirror: one half of them."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(recipe.epochs):
         order = torch.randperm(len(images), generator=generator)
         for positions in order.split(recipe.batch_size):
             if len(positions) < recipe.batch_size:
                 continue
-            batch = images.images[positions]
-            mirrored = torch.rand(len(batch), 1, 1, 1, generator=generator) < 0.5
-            yield torch.where(mirrored, batch.flip(3), batch), images.labels[positions]
+            yield positions, torch.rand(len(positions), generator=generator) < 0.5
+
+
+def _step_loss(
+    classifier: nn.Module, images: ImageSet, teacher: Teacher | None, positions: Tensor, mirrored: Tensor
+) -> Tensor:
+    """Return the loss of one batch."""
+    batch, labels = images.images[positions], images.labels[positions]
+    logits = classifier(torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(3), batch))
+    if teacher is None:
+        return cross_entropy(logits, labels)
+    return teacher.loss(logits, labels, teacher.logits[mirrored.long(), positions])
 
 
 def train(
@@ -92,10 +178,11 @@ def train(
     seed: int = 0,
     recipe: Recipe | None = None,
     images: ImageSet | None = None,
+    teacher: Teacher | None = None,
     optimiser: str = "muon",
     progress: bool = True,
 ) -> Classifier:
-    """Train one architecture from scratch.
+    """Train one architecture of the catalogue from scratch.
 
     Examples
     --------
@@ -112,6 +199,8 @@ def train(
         The recipe of the book by default.
     images : ImageSet, optional
         Training images, on the canvas; Fashion-MNIST's 60,000 by default.
+    teacher : Teacher, optional
+        Makes it a student.
     optimiser : str
         timm's name of it; `"muon"` is the recipe's, others are there to be compared.
     progress : bool
@@ -125,17 +214,63 @@ def train(
     Raises
     ------
     ValueError
-        If the architecture is unknown, or there are fewer images than one batch.
+        If the architecture is unknown, there are fewer images than one batch, or the teacher was
+        trained on other classes or asked about other images.
     FloatingPointError
         If the loss stops being finite.
     """
-    recipe = recipe or Recipe()
     images = images or fashion_mnist("train")
+    seed += catalogue_entry(architecture).seed_offset
+    classifier = build(architecture, seed=seed, n_classes=len(images.classes))
+    return fit(
+        classifier,
+        images,
+        teacher=teacher,
+        seed=seed,
+        recipe=recipe,
+        optimiser=optimiser,
+        progress=progress,
+        name=architecture,
+    )
+
+
+def fit(
+    classifier: Classifier,
+    images: ImageSet,
+    *,
+    teacher: Teacher | None = None,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    optimiser: str = "muon",
+    progress: bool = True,
+    name: str = "classifier",
+) -> Classifier:
+    """Train a classifier of any architecture by the recipe, from the weights that it has.
+
+    Examples
+    --------
+    >>> network = timm.create_model("resnet18", in_chans=1, num_classes=10)
+    >>> classifier = fit(Classifier(network, input_size=64), fashion_mnist("train", n=4000))
+
+    Parameters
+    ----------
+    classifier : Classifier
+        Changed in place.
+    seed : int
+        Of the order of the images and the mirroring.
+    name : str
+        For the progress bar and messages.
+
+    Other parameters, the result and what is raised are those of `train`.
+    """
+    recipe = recipe or Recipe()
     steps = recipe.epochs * (len(images) // recipe.batch_size)
     if steps == 0:
         raise ValueError(f"{len(images)} images are fewer than one batch of {recipe.batch_size}")
-    seed += catalogue_entry(architecture).seed_offset
-    classifier = build(architecture, seed=seed, n_classes=len(images.classes)).train()
+    teacher = _checked_teacher(teacher, images)
+    if hasattr(classifier.network, "set_distilled_training"):
+        cast("Any", classifier.network).set_distilled_training(teacher is not None)
+    classifier.train()
     updates = create_optimizer_v2(
         classifier.network,
         opt=optimiser,
@@ -150,32 +285,43 @@ def train(
     with (
         torch.random.fork_rng(devices=[]),
         _single_precision_muon(),
-        trange(steps, desc=architecture, disable=not progress) as bar,
+        trange(steps, desc=name, disable=not progress) as bar,
     ):
         torch.manual_seed(seed)
         for step in bar:
-            batch, labels = next(batches)
-            loss = cross_entropy(classifier(batch), labels)
+            loss = _step_loss(classifier, images, teacher, *next(batches))
             updates.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
             updates.step()
             schedule.step()
             if step % 50 == 0:
-                bar.set_postfix(loss=f"{_finite(loss, architecture, step):.3f}")
+                bar.set_postfix(loss=f"{_finite(loss, name, step):.3f}")
     return classifier.eval()
 
 
-def _finite(loss: Tensor, architecture: str, step: int) -> float:
+def _checked_teacher(teacher: Teacher | None, images: ImageSet) -> Teacher | None:
+    """Return the teacher, or None if nothing is to be learnt from it."""
+    if teacher is None or teacher.weight == 0:
+        return None
+    _, n_images, n_classes = teacher.logits.shape
+    if n_classes != len(images.classes):
+        raise ValueError(f"the teacher knows {n_classes} classes, the images have {len(images.classes)}")
+    if n_images != len(images):
+        raise ValueError(f"the teacher was asked about {n_images} images, there are {len(images)}")
+    return teacher
+
+
+def _finite(loss: Tensor, name: str, step: int) -> float:
     if not torch.isfinite(loss):
-        raise FloatingPointError(f"training {architecture}: loss is {loss.item()} at step {step}")
+        raise FloatingPointError(f"training {name}: loss is {loss.item()} at step {step}")
     return loss.item()
 
 
 def accuracy(classifier: nn.Module, images: ImageSet, *, batch_size: int = 500) -> float:
     """Share of `images` classified correctly, 0 … 1, in evaluation mode."""
     classifier.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         batches = zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True)
         return sum(int((classifier(x).argmax(1) == y).sum()) for x, y in batches) / len(images)
 
@@ -266,6 +412,8 @@ def train_zoo(
     ValueError
         If an architecture is unknown, or a stored model is damaged or was trained by another recipe;
         nothing has been trained then.
+    FloatingPointError
+        If a loss stopped being finite, after all other models have been trained.
     """
     recipe = recipe or Recipe()
     folder = folder or data_directory() / "fashion69" / "weights"
@@ -273,23 +421,35 @@ def train_zoo(
         catalogue_entry(split_model_name(name)[0])
     folder.mkdir(parents=True, exist_ok=True)
     missing = [name for name in dict.fromkeys(names) if not is_trained(name, folder, recipe=recipe)]
-    if workers == 1:
-        for name in missing:
-            train_to_file(name, folder, recipe=recipe)
-    else:
-        _train_side_by_side(missing, folder, recipe=recipe, workers=workers)
-    table = training_table(folder)
-    table.to_csv(folder / "training.csv")
+    try:
+        failed = _train_all(missing, folder, recipe=recipe, workers=workers)
+    finally:
+        table = training_table(folder)
+        table.to_csv(folder / "training.csv")
+    if failed:
+        raise FloatingPointError(f"{'; '.join(failed)}. The {len(missing) - len(failed)} others are trained")
     return table
 
 
-def _train_side_by_side(names: Sequence[str], folder: Path, *, recipe: Recipe, workers: int) -> None:
+def _train_all(names: Sequence[str], folder: Path, *, recipe: Recipe, workers: int) -> list[str]:
+    """Train and store all models; return what is to be said of those that failed."""
+    work, failed = partial(train_to_file, folder=folder, recipe=recipe), []
+    if workers == 1:
+        for name in names:
+            try:
+                work(name)
+            except FloatingPointError as error:
+                failed.append(str(error))
+        return failed
     threads = max(1, torch.get_num_threads() // workers)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        work = partial(train_to_file, folder=folder, recipe=recipe, threads=threads, progress=False)
-        jobs = [pool.submit(work, name) for name in names]
+        jobs = [pool.submit(work, name, threads=threads, progress=False) for name in names]
         for job in (bar := tqdm(as_completed(jobs), total=len(jobs), desc="trained")):
-            bar.set_postfix_str(job.result().stem)
+            try:
+                bar.set_postfix_str(job.result().stem)
+            except FloatingPointError as error:
+                failed.append(str(error))
+    return failed
 
 
 def training_table(folder: Path | None = None) -> pd.DataFrame:

@@ -290,7 +290,7 @@ def _logits(
 ) -> Tensor:
     """Return the logits (image, class) of one classifier, on the CPU."""
     logits = []
-    with frozen(classifier.to(device)), torch.inference_mode(), _blamed_on(name):
+    with frozen(classifier.to(device)), torch.no_grad(), _blamed_on(name):
         for batch in canvas.split(batch_size):
             of_batch = checked_logits(classifier, batch.to(device))
             if of_batch.shape[1] != len(images.classes):

@@ -267,3 +267,12 @@ def test_nan_logits_of_one_image_are_counted(attack):
 def test_setting_that_is_not_positive_is_refused_by_name(attack, setting, value, images):
     with pytest.raises(ValueError, match=f"{setting} must be greater than 0, got {value}"):
         attack(tiny.linear(0), images.images, images.labels, **{setting: value})
+
+
+def test_network_that_keeps_what_it_computes_at_first_can_be_attacked():
+    # ConViT computes its relative positions once; autograd refuses what torch's inference mode has made.
+    classifier = ms.build("convit_base").eval()
+    images = ms.fashion_mnist("test", n=10, seed=0)
+    ms.accuracy(classifier, images)
+    adversarial = ms.pgd(classifier, images.images, images.labels, steps=1)
+    assert (adversarial != images.images).any()

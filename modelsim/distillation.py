@@ -1,0 +1,892 @@
+"""Students with teachers: whether a similar one teaches better, and whether students come to resemble them.
+
+A *run* trains one student, with or without a teacher. A table of runs has a row for each, and columns
+
+- `student`: a name of `STUDENTS`;
+- `teacher`: a model of the zoo, `"none"`, or `"self"` for the same student, trained without a teacher;
+- `seed`; `kind`: `"soft"` or `"hard"`, see `Teacher`, or `"none"` where there is no teacher;
+- `accuracy`: on all test images, 0 … 1; `gain`: accuracy less the mean of this student without a teacher;
+- `sat_before`, `sat_after`: SAT with the teacher, log of per cent, of the student of the same seed without a
+  teacher, and of this student; empty where there is nothing to compare;
+- `seconds`: wall time of the run, training, test and attack included.
+
+A table of similarities has a row for each run and each model that its student was compared with, and columns
+`student`, `teacher`, `seed`, `kind`, `model`, `sat`: a student without a teacher is compared with all models
+of the study, any other with its teacher and with those of `REPEATED`.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+import safetensors
+import safetensors.torch
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.stats import bootstrap, false_discovery_control, rankdata
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
+from tqdm import tqdm
+
+from modelsim.attacks import checked_logits
+from modelsim.catalogue import CATALOGUE, Architecture
+from modelsim.clustering import distance
+from modelsim.compare import compare
+from modelsim.images import ImageSet, data_directory, fashion_mnist
+from modelsim.scores import sat
+from modelsim.training import Kind, Recipe, Teacher, accuracy, fit
+from modelsim.transfer import open_study
+from modelsim.zoo import Classifier, build, fingerprint, load_zoo, split_model_name, unknown_name_message
+
+Floats = NDArray[np.floating]
+
+NONE, SELF = "none", "self"
+
+STUDENTS: dict[str, Architecture] = {
+    "deit_tiny_distilled_patch16_224": Architecture(
+        "Transformer",
+        VisionTransformerDistilled,
+        dict(img_size=48, patch_size=8, embed_dim=36, depth=3, num_heads=3),
+        input_size=48,
+    ),
+    "resnet10t": Architecture(
+        "CNN",
+        ResNet,
+        dict(
+            block=BasicBlock,
+            layers=(1, 1, 1, 1),
+            channels=(8, 16, 32, 64),
+            stem_type="deep_tiered",
+            stem_width=8,
+            avg_down=True,
+        ),
+        input_size=48,
+    ),
+}
+"""Students by the name of the ImageNet model that each scales down, to less than 4 MFLOP an image."""
+
+TEACHERS = (
+    "nf_resnet50",
+    "deit_small_patch16_224",
+    "visformer_small",
+    "efficientnet_b2",
+    "resmlp_24_224",
+    "resnest50d",
+    "nest_tiny_jx",
+    "vit_small_r26_s32_224",
+    "swin_s3_tiny_224",
+    "resmlp_big_24_224",
+    "seresnext50_32x4d",
+    "vit_base_patch32_224",
+    "xcit_medium_24_p16_224",
+    "regnety_032",
+    "gmlp_s16_224",
+    "convmixer_1536_20",
+    "swin_tiny_patch4_window7_224",
+    "xcit_tiny_12_p8_224",
+    "regnetx_320",
+    "ese_vovnet39b",
+    "pit_s_224",
+    "pit_b_224",
+    "rexnet_150",
+    "resnet101",
+    "tnt_s_patch16_224",
+    "twins_svt_small",
+    "haloregnetz_b",
+    "poolformer_m48",
+    "vit_small_patch16_224",
+    "coat_lite_small",
+    "nf_regnet_b1",
+    "lamhalobotnet50ts_256",
+    "crossvit_base_240",
+    "twins_pcpvt_base",
+    "mixnet_xl",
+)
+"""Eight of every base, or all of it: what `choose_teachers` makes of the paper's released scores."""
+
+REPEATED = TEACHERS[:8]
+"""Teachers of three seeds of each student; all students are compared with them, as a control."""
+
+_KEY = ["student", "teacher", "seed", "kind"]
+_COLUMNS = [*_KEY, "accuracy", "gain", "sat_before", "sat_after", "seconds"]
+_ACROSS = ("CNN", "Transformer", "MLP-Mixer", "Hybrid", "NAS")
+
+
+def choose_teachers(
+    similarity: xr.DataArray, bases: Mapping[str, str], counts: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Choose models of every base that span it, in turn from each base.
+
+    The first of a base is the one nearest to all others of it; each further one is the one whose nearest
+    among those chosen is farthest away.
+
+    Examples
+    --------
+    >>> counts = {"CNN": 8, "Transformer": 8, "Hybrid": 8, "NAS": 8, "MLP-Mixer": 3}
+    >>> choose_teachers(published_sat(), {name: a.base for name, a in CATALOGUE.items()}, counts)
+
+    Parameters
+    ----------
+    similarity : DataArray
+        Symmetric (model, other), such as SAT; see `distance`.
+    bases : mapping
+        Base of every model.
+    counts : mapping
+        How many to choose of each base.
+
+    Raises
+    ------
+    ValueError
+        If a base has fewer models than that.
+    """
+    apart = distance(similarity).to_pandas()
+    spans = []
+    for base, count in counts.items():
+        members = [name for name in apart.index if bases[name] == base]
+        if len(members) < count:
+            raise ValueError(f"{count} models of base {base} are asked for, there are {len(members)}")
+        within = apart.loc[members, members]
+        chosen = [within.mean().idxmin()]
+        while len(chosen) < count:
+            chosen.append(within[chosen].min(axis=1).idxmax())
+        spans.append(chosen)
+    turns = range(max(counts.values()))
+    return tuple(str(span[turn]) for turn in turns for span in spans if turn < len(span))
+
+
+def build_student(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifier:
+    """Build an untrained student: one of `STUDENTS`, or any architecture of the catalogue.
+
+    Raises
+    ------
+    ValueError
+        If the name is neither; the message suggests the nearest names.
+    """
+    if name in CATALOGUE:
+        return build(name, seed=seed, n_classes=n_classes)
+    if name not in STUDENTS:
+        raise ValueError(unknown_name_message("student", name, [*STUDENTS, *CATALOGUE]))
+    entry = STUDENTS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = entry.model(in_chans=1, num_classes=n_classes, **entry.settings)
+    convert_conv2d_weight_memory_format(network, torch.channels_last)
+    return Classifier(network, input_size=entry.input_size)
+
+
+def teacher_logits(classifier: nn.Module, images: ImageSet, *, cache: Path | None = None) -> Tensor:
+    """Return a classifier's logits (2, image, class) of the images and of their mirror images.
+
+    Parameters
+    ----------
+    cache : Path, optional
+        Folder in which they are kept, under a name made of the classifier's weights and the images.
+
+    Raises
+    ------
+    ValueError
+        If the classifier has other classes than the images, or misbehaves (wrong shape, NaN); or a file of
+        the cache is damaged.
+    """
+    if cache is None:
+        return _compute_logits(classifier, images)
+    name = sha256(f"{fingerprint(classifier)} {images.fingerprint()}".encode()).hexdigest()[:24]
+    path = cache / f"{name}.safetensors"
+    if path.exists():
+        try:
+            return safetensors.torch.load_file(path)["logits"]
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it, it will be made again") from error
+    logits = _compute_logits(classifier, images)
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.partial")
+    safetensors.torch.save_file({"logits": logits}, unfinished)
+    unfinished.replace(path)
+    return logits
+
+
+def _compute_logits(classifier: nn.Module, images: ImageSet) -> Tensor:
+    classifier.eval()
+    sides = []
+    with torch.no_grad():
+        for canvas in (images.images, images.images.flip(3)):
+            sides.append(torch.cat([checked_logits(classifier, batch) for batch in canvas.split(500)]))
+    logits = torch.stack(sides).clone()
+    if logits.shape[2] != len(images.classes):
+        raise ValueError(
+            f"the teacher knows {logits.shape[2]} classes, the images have {len(images.classes)}"
+        )
+    return logits
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of one table have in common.
+
+    Attributes
+    ----------
+    images : int
+        Training images, evenly of all classes: few, so that there is something to learn from a teacher, which
+        has seen all 60,000. The same for every run.
+    recipe : Recipe
+        That of the zoo, but for the number of epochs.
+    temperature, weight : float
+        See `Teacher`.
+    """
+
+    images: int = 4000
+    recipe: Recipe = field(default_factory=partial(Recipe, epochs=20))
+    temperature: float = 3.0
+    weight: float = 0.5
+
+
+def distill(
+    student: str,
+    teacher: nn.Module | None = None,
+    *,
+    kind: Kind = "soft",
+    seed: int = 0,
+    setting: Setting | None = None,
+    images: ImageSet | None = None,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> Classifier:
+    """Train one student.
+
+    Examples
+    --------
+    >>> distill("resnet10t", load_zoo()["convnext_tiny"], seed=1)
+
+    Parameters
+    ----------
+    student : str
+        One of `STUDENTS`, or any architecture of the catalogue.
+    teacher : nn.Module, optional
+        Canvas to logits; without one, the student learns from the labels alone.
+    kind : {"soft", "hard"}
+        What it imitates; see `Teacher`.
+    seed : int
+        Of the initial weights, the order of the images and the mirroring.
+    setting : Setting, optional
+        The book's by default.
+    images : ImageSet, optional
+        Training images, in place of those of Fashion-MNIST that the setting asks for.
+    cache : Path, optional
+        See `teacher_logits`.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If the student is unknown, the teacher has other classes than the images, or a setting is out of
+        range.
+    """
+    setting = setting or Setting()
+    _check_teaching(kind, setting)
+    images = images or fashion_mnist("train", n=setting.images)
+    classifier = build_student(student, seed=seed, n_classes=len(images.classes))
+    told = None
+    if teacher is not None:
+        logits = teacher_logits(teacher, images, cache=cache)
+        told = Teacher(logits, kind=kind, temperature=setting.temperature, weight=setting.weight)
+    options: Any = dict(seed=seed, recipe=setting.recipe, progress=progress, name=student)
+    return fit(classifier, images, teacher=told, **options)
+
+
+def _check_teaching(kind: Kind, setting: Setting) -> None:
+    Teacher(torch.zeros(2, 1, 1), kind=kind, temperature=setting.temperature, weight=setting.weight)
+
+
+class Run(NamedTuple):
+    """One student to train; see the head of this module."""
+
+    student: str
+    teacher: str
+    seed: int
+    kind: Kind | Literal["none"]
+
+
+def plan(
+    *,
+    students: Sequence[str] | None = None,
+    teachers: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    kind: Kind = "soft",
+) -> list[Run]:
+    """List runs: of all combinations, or, if neither teachers nor seeds are given, those of the book.
+
+    The book's are `TEACHERS` with one seed, and `REPEATED`, `"self"` and `"none"` with three.
+
+    Examples
+    --------
+    >>> plan(students=["resnet10t"], teachers=["none", "convnext_tiny"])
+    """
+    if teachers is None and seeds is None:
+        pairs = [(name, 0) for name in (NONE, SELF, *TEACHERS)]
+        pairs += [(name, seed) for seed in (1, 2) for name in (NONE, SELF, *REPEATED)]
+    else:
+        pairs = list(product(teachers or (NONE, SELF, *TEACHERS), seeds or [0]))
+    ordered = product(pairs, students or STUDENTS)
+    runs = [Run(s, name, seed, "none" if name == NONE else kind) for (name, seed), s in ordered]
+    return list(dict.fromkeys(runs))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is the same for every run; sent to each worker."""
+
+    setting: Setting
+    study: Path | None
+    cache: Path
+
+
+def distill_all(
+    runs: Sequence[Run] | None = None,
+    folder: Path | None = None,
+    *,
+    setting: Setting | None = None,
+    similarity: bool = True,
+    workers: int = 1,
+    cache: Path = Path("runs/teachers"),
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Do the runs that `folder` doesn't hold yet; each is on disk as soon as it is finished.
+
+    A run that is killed and started again loses at most the students in progress. It writes
+    `distillation.csv`, a table of runs, `distillation_sat.csv`, a table of similarities, and
+    `distillation.json`, the settings and versions that all of them share.
+
+    Parameters
+    ----------
+    runs : sequence of Run, optional
+        From `plan`; by default the book's.
+    folder : Path, optional
+        `data/fashion69` by default.
+    setting : Setting, optional
+        The book's by default.
+    similarity : bool
+        Attack every student as the study in `data/fashion69` was made, for its SAT; without, training is all.
+    workers : int
+        Processes that work side by side, sharing torch's threads.
+    cache : Path
+        Where the teachers' logits are kept.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        The whole table of runs.
+
+    Raises
+    ------
+    ValueError
+        If a student or teacher is unknown or not in the study, a setting is out of range, or the folder's
+        runs were made with other settings or versions, which are named. Nothing has been trained then.
+    FileNotFoundError
+        If a teacher has no weights, or there is no study.
+    """
+    runs, folder = runs or plan(), folder or _home()
+    work = _Work(setting or Setting(), _home() if similarity else None, cache)
+    references = _check_runs(runs, work)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_same_settings(folder / "distillation.json", _settings(work, references))
+    finished = _read(folder / "distillation.csv", _COLUMNS)
+    there = set(finished[_KEY].itertuples(index=False, name=None))
+    missing = [run for run in runs if tuple(run) not in there]
+    with tqdm(total=len(runs), initial=len(runs) - len(missing), disable=not progress) as bar:
+        for row, scores in _outcomes(missing, work, workers):
+            _store(folder, row, scores)
+            bar.set_postfix_str(f"{row['student']}, {row['teacher']}")
+            bar.update()
+    return distillation_table(folder)
+
+
+def _home() -> Path:
+    return data_directory() / "fashion69"
+
+
+def _check_runs(runs: Sequence[Run], work: _Work) -> list[str]:
+    """Raise if a run can't be done; return the models with which students are compared."""
+    known: Sequence[str] = [] if work.study is None else open_study(work.study).source.values.tolist()
+    for run in runs:
+        if run.student not in STUDENTS:
+            raise ValueError(unknown_name_message("student", run.student, STUDENTS))
+        if run.teacher != NONE:
+            _check_teaching(cast("Kind", run.kind), work.setting)
+        if run.teacher in (NONE, SELF):
+            continue
+        if split_model_name(run.teacher)[0] not in CATALOGUE:
+            raise ValueError(unknown_name_message("teacher", run.teacher, [NONE, SELF, *CATALOGUE]))
+        if work.study is not None and run.teacher not in known:
+            raise ValueError(
+                f"teacher {run.teacher!r} is not in the study {work.study}: choose another one, finish the "
+                "study by `python -m modelsim transfer`, or leave the similarity out"
+            )
+        load_zoo(names=[run.teacher])[run.teacher]
+    return [name for name in REPEATED if name in known]
+
+
+def _settings(work: _Work, references: Sequence[str]) -> dict[str, Any]:
+    """Everything that all runs of a table have in common, as it goes into `distillation.json`."""
+    settings = asdict(work.setting)
+    settings |= {f"recipe.{key}": value for key, value in settings.pop("recipe").items()}
+    if work.study is not None:
+        of_study = open_study(work.study).attrs
+        settings |= {f"attack.{key}": value for key, value in of_study["attack_settings"].items()}
+        settings |= {"attack": of_study["attack"], "attacked images": of_study["images_sha256"]}
+    settings["compared with"] = ", ".join(references)
+    packages = ("modelsim", "torch", "timm", "numpy")
+    return settings | {f"version of {package}": version(package) for package in packages}
+
+
+def _check_same_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write the settings, or refuse to go on with runs of others, naming each difference."""
+    if not path.exists():
+        path.write_text(json.dumps(settings, indent=1) + "\n")
+        return
+    before = json.loads(path.read_text())
+    differences = [
+        f"{key}: {before.get(key, 'absent')} there, {settings.get(key, 'absent')} now"
+        for key in sorted(before.keys() | settings.keys())
+        if before.get(key) != settings.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"the students in {path.parent} were made with other settings ({'; '.join(differences)}): choose "
+            f"another folder, or delete {path.parent / 'distillation*'} to start anew"
+        )
+
+
+def _outcomes(
+    runs: Sequence[Run], work: _Work, workers: int
+) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
+    if workers == 1:
+        yield from (_finish(run, work) for run in runs)
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        jobs = [pool.submit(_finish, run, work) for run in runs]
+        try:
+            yield from (job.result() for job in as_completed(jobs))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _finish(run: Run, work: _Work) -> tuple[dict[str, Any], dict[str, float]]:
+    """Train and measure one student: its row, and its SAT with each model it is compared with."""
+    start = time.perf_counter()
+    student = _train(run, work)
+    right = accuracy(student, fashion_mnist("test"))
+    scores = {} if work.study is None else _compare(student, run, work.study)
+    seconds = round(time.perf_counter() - start)
+    return {**run._asdict(), "accuracy": right, "seconds": seconds}, scores
+
+
+def _train(run: Run, work: _Work) -> Classifier:
+    options: Any = dict(seed=run.seed, setting=work.setting, progress=False)
+    if run.teacher == NONE:
+        return distill(run.student, **options)
+    if run.teacher == SELF:
+        teacher: nn.Module = distill(run.student, **options)
+    else:
+        teacher, options["cache"] = load_zoo(names=[run.teacher])[run.teacher], work.cache
+    return distill(run.student, teacher, kind=cast("Kind", run.kind), **options)
+
+
+def _compare(student: Classifier, run: Run, study: Path) -> dict[str, float]:
+    opened = open_study(study)
+    wanted = {run.teacher, *(CATALOGUE if run.teacher == NONE else REPEATED)}
+    names = [name for name in opened.source.values.tolist() if name in wanted]
+    few = opened.sel(source=names, target=names)
+    with_student = compare(student, few, name="student", progress=False)
+    return sat(with_student).sel(model="student", other=names).to_series().to_dict()
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Read a table, empty if there is no file."""
+    if not path.exists():
+        return pd.DataFrame(columns=columns)
+    table = pd.read_csv(path)
+    if list(table) != columns:
+        raise ValueError(f"{path} must have the columns {', '.join(columns)}: restore it, or delete it")
+    return table
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    unfinished = path.with_suffix(".partial")
+    table.to_csv(unfinished, index=False)
+    unfinished.replace(path)
+
+
+def _store(folder: Path, row: dict[str, Any], scores: dict[str, float]) -> None:
+    """Add a run to both tables, the one that says that it is finished last."""
+    place, columns = folder / "distillation_sat.csv", [*_KEY, "model", "sat"]
+    key = {name: row[name] for name in _KEY}
+    new = pd.DataFrame([{**key, "model": m, "sat": round(s, 4)} for m, s in scores.items()], columns=columns)
+    similarities = _joined(_read(place, columns), new).drop_duplicates(columns[:-1], keep="last")
+    _write(similarities.sort_values(columns[:-1]), place)
+    runs = _joined(_read(folder / "distillation.csv", _COLUMNS), pd.DataFrame([row]))
+    _write(_derived(runs, similarities).sort_values(_KEY), folder / "distillation.csv")
+
+
+def _joined(table: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([part for part in (table, new) if len(part)]) if len(table) or len(new) else new
+
+
+def _derived(runs: pd.DataFrame, similarities: pd.DataFrame) -> pd.DataFrame:
+    """Fill in what depends on several runs."""
+    alone = runs[runs.teacher == NONE].groupby("student").accuracy.mean()
+    after = similarities.set_index([*_KEY, "model"]).sat
+    of_same_seed = runs.assign(kind=NONE, none=NONE)[["student", "none", "seed", "kind", "teacher"]]
+    columns = {
+        "gain": (runs.accuracy - runs.student.map(alone)).round(6),
+        "sat_before": after.reindex(pd.MultiIndex.from_frame(of_same_seed)).to_numpy(),
+        "sat_after": after.reindex(pd.MultiIndex.from_frame(runs[[*_KEY, "teacher"]])).to_numpy(),
+    }
+    return runs.assign(**columns)[_COLUMNS]
+
+
+def distillation_table(folder: Path | None = None) -> pd.DataFrame:
+    """Read the table of runs in `folder`, by default the one that ships with the book.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it has other columns.
+    """
+    return _shipped("distillation.csv", _COLUMNS, folder)
+
+
+def distillation_similarities(folder: Path | None = None) -> pd.DataFrame:
+    """Read the table of similarities that goes with `distillation_table`."""
+    return _shipped("distillation_sat.csv", [*_KEY, "model", "sat"], folder)
+
+
+def _shipped(name: str, columns: list[str], folder: Path | None) -> pd.DataFrame:
+    path = (folder or _home()) / name
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: make it by `python -m modelsim distill`")
+    return _read(path, columns)
+
+
+def seed_noise(runs: pd.DataFrame) -> pd.DataFrame:
+    """Tell how much accuracy varies with the seed alone, and how much the gain with the teacher.
+
+    Examples
+    --------
+    >>> seed_noise(distillation_table())
+
+    Returns
+    -------
+    DataFrame
+        A row for each student: `noise`, the standard deviation of accuracy over seeds, pooled over teachers
+        (and no teacher) with several; `freedom`, its degrees of freedom; `spread`, the standard deviation
+        over teachers of the mean gain; `teachers`, how many. A spread no greater than the noise says nothing
+        of teachers.
+    """
+    groups = runs.groupby(["student", "teacher", "kind"])
+    squares = ((runs.accuracy - groups.accuracy.transform("mean")) ** 2).groupby(runs.student).sum()
+    freedom = (groups.size() - 1).groupby("student").sum()
+    mean = runs[~runs.teacher.isin([NONE, SELF])].groupby(["student", "teacher"]).gain.mean()
+    by_student = mean.groupby("student")
+    columns = {
+        "noise": np.sqrt(squares / freedom.where(freedom > 0)),
+        "freedom": freedom,
+        "spread": by_student.std(),
+        "teachers": by_student.size(),
+    }
+    return pd.DataFrame(columns)
+
+
+def by_teacher(
+    runs: pd.DataFrame, similarities: pd.DataFrame, teacher_accuracy: Mapping[str, float]
+) -> pd.DataFrame:
+    """Average runs over seeds, beside what is known of student and teacher.
+
+    Examples
+    --------
+    >>> accuracies = training_table().test_accuracy
+    >>> by_teacher(distillation_table(), distillation_similarities(), accuracies)
+
+    Parameters
+    ----------
+    runs, similarities : DataFrame
+        Tables of runs of one kind, and of similarities; see the head of this module.
+    teacher_accuracy : mapping
+        Test accuracy of every teacher, 0 … 1.
+
+    Returns
+    -------
+    DataFrame
+        A row for each student and teacher of the zoo: `gain`, and `seeds`, over how many it is the mean;
+        `similarity`, the SAT of the student's architecture, that is the mean over its seeds without a
+        teacher, with the teacher; `teacher_accuracy`; `student_base`, `teacher_base`, and `same_base`,
+        whether they are one.
+
+    Raises
+    ------
+    ValueError
+        If the runs are of several kinds, or an accuracy or similarity is missing.
+    """
+    taught = runs[~runs.teacher.isin([NONE, SELF])]
+    if taught.kind.nunique() > 1:
+        raise ValueError(f"runs must be of one kind, got {', '.join(sorted(taught.kind.unique()))}")
+    table = taught.groupby(["student", "teacher"]).gain.agg(gain="mean", seeds="size").reset_index()
+    alone = similarities[similarities.teacher == NONE].groupby(["student", "model"]).sat.mean()
+    table["similarity"] = alone.reindex(pd.MultiIndex.from_frame(table[["student", "teacher"]])).to_numpy()
+    table["teacher_accuracy"] = table.teacher.map(dict(teacher_accuracy))
+    for column in ("similarity", "teacher_accuracy", "gain"):
+        for teacher in table.teacher[table[column].isna()]:
+            raise ValueError(f"{column.replace('_', ' ')} of {teacher} is missing")
+    bases = {name: _base(name) for name in {*table.student, *table.teacher}}
+    table["student_base"], table["teacher_base"] = table.student.map(bases), table.teacher.map(bases)
+    return table.assign(same_base=table.student_base == table.teacher_base)
+
+
+def _base(name: str) -> str:
+    if name in STUDENTS:
+        return STUDENTS[name].base
+    return CATALOGUE[split_model_name(name)[0]].base
+
+
+def gain_and_similarity(
+    table: pd.DataFrame,
+    *,
+    given: Sequence[str] = ("teacher_accuracy",),
+    least: int = 6,
+    level: float = 0.95,
+    resamples: int = 1000,
+    permutations: int = 999,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Correlate gain with similarity over teachers, for each base of student and teacher.
+
+    Examples
+    --------
+    >>> gain_and_similarity(by_teacher(distillation_table(), distillation_similarities(), accuracies))
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `by_teacher`, perhaps with further columns.
+    given : sequence of str
+        Columns to control for: ranks are compared after a linear fit on the controls' ranks.
+    least : int
+        Groups with fewer teachers are left out, and those in which nothing varies beyond the controls.
+    level : float
+        Coverage of the interval, 0 … 1.
+    resamples, permutations, seed : int
+        Of the interval, by bootstrap over teachers, and of the test, which shuffles gains between teachers.
+
+    Returns
+    -------
+    DataFrame
+        A row for each student and group of `teachers`, `"all"`, `"same base"`, `"other base"`, or one base:
+        `n` teachers; `correlation`, Spearman's, -1 … 1; `partial`, given the controls, with `low` and `high`;
+        `p_value` of a partial one at least as far from 0 by chance, and `q_value`, corrected for the number
+        of rows (Benjamini and Hochberg).
+
+    Raises
+    ------
+    ValueError
+        If a control is no column.
+    """
+    for column in given:
+        if column not in table:
+            raise ValueError(unknown_name_message("column", column, table.columns))
+    random, rows = np.random.default_rng(seed), []
+    for student, group, part in _groups(table):
+        values = part[["gain", "similarity", *given]].to_numpy(float)
+        found = _partial_correlation(values) if len(values) >= least else np.nan
+        if np.isnan(found):
+            continue
+        draws = (values[random.integers(len(values), size=len(values))] for _ in range(resamples))
+        drawn = [_partial_correlation(draw) for draw in draws]
+        low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        p_value = _chance(values, found, permutations, random)
+        plain = _partial_correlation(values[:, :2])
+        rows.append([student, group, len(part), plain, found, low, high, p_value])
+    names = ["student", "teachers", "n", "correlation", "partial", "low", "high", "p_value"]
+    result = pd.DataFrame(rows, columns=names)
+    return result.assign(q_value=false_discovery_control(result.p_value) if len(result) else [])
+
+
+def _groups(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    for student, part in table.groupby("student"):
+        yield str(student), "all", part
+        yield str(student), "same base", part[part.same_base]
+        yield str(student), "other base", part[~part.same_base]
+        for base in _ACROSS:
+            # The student's own base is the group "same base" already.
+            if base != part.student_base.iloc[0]:
+                yield str(student), base, part[part.teacher_base == base]
+
+
+def _residual_ranks(values: Floats) -> tuple[Floats, Floats]:
+    """Ranks of the first two columns after a fit on the ranks of the others."""
+    ranks = rankdata(values, axis=0)
+    design = np.column_stack([np.ones(len(ranks)), ranks[:, 2:]])
+    one, other = (ranks[:, :2] - design @ np.linalg.lstsq(design, ranks[:, :2], rcond=None)[0]).T
+    return one, other
+
+
+def _cosine(one: Floats, other: Floats) -> float:
+    """Correlation of centred values; NaN where one of them doesn't vary."""
+    size = np.sqrt((one**2).sum() * (other**2).sum())
+    return float(one @ other / size) if size > 1e-9 else np.nan
+
+
+def _partial_correlation(values: Floats) -> float:
+    return _cosine(*_residual_ranks(values))
+
+
+def _chance(values: Floats, observed: float, permutations: int, random: np.random.Generator) -> float:
+    one, other = _residual_ranks(values)
+    by_chance = [abs(_cosine(random.permutation(one), other)) for _ in range(permutations)]
+    return float((1 + np.sum(np.array(by_chance) >= abs(observed) - 1e-12)) / (1 + permutations))
+
+
+def similarity_shift(
+    runs: pd.DataFrame,
+    similarities: pd.DataFrame,
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Tell whether students come to resemble their teachers.
+
+    A student that is taught may come nearer to every model, its teacher included. So each is compared with
+    the models of `REPEATED` too; what is beyond these is due to its own teacher.
+
+    Examples
+    --------
+    >>> similarity_shift(distillation_table(), distillation_similarities())
+
+    Parameters
+    ----------
+    runs, similarities : DataFrame
+        As for `by_teacher`.
+    level, resamples, seed
+        Of the interval, by bootstrap over teachers.
+
+    Returns
+    -------
+    DataFrame
+        A row for each student and `shift`: `"own teacher"`, the mean of SAT after less SAT before, in log
+        of per cent; `"other models"`, the same with models that aren't the teacher; `"difference"`, the first
+        less the second. Columns `mean`, `low`, `high`, `teachers`.
+
+    Raises
+    ------
+    ValueError
+        If a student has fewer than two teachers with both similarities.
+    """
+    shifts = _shifts(runs, similarities).groupby(["student", "teacher"]).mean()
+    rows = []
+    for (student, name), values in shifts.melt(ignore_index=False).groupby(["student", "variable"]).value:
+        sample = values.dropna().to_numpy()
+        if len(sample) < 2:
+            raise ValueError(f"{student} has {len(sample)} teachers with similarities, two are needed")
+        options: Any = dict(confidence_level=level, n_resamples=resamples, method="percentile")
+        found = bootstrap((sample,), np.mean, rng=np.random.default_rng(seed), **options)
+        rows.append([student, name, sample.mean(), *found.confidence_interval, len(sample)])
+    return pd.DataFrame(rows, columns=["student", "shift", "mean", "low", "high", "teachers"])
+
+
+def _shifts(runs: pd.DataFrame, similarities: pd.DataFrame) -> pd.DataFrame:
+    """Shift of every run with the zoo's teachers: with its own, and the mean with other models."""
+    same_seed = ["student", "seed", "model"]
+    before = similarities[similarities.teacher == NONE].set_index(same_seed).sat.rename("before")
+    table = similarities[~similarities.teacher.isin([NONE, SELF])].join(before, on=same_seed)
+    table["shift"] = table.sat - table.before
+    is_own = table.model == table.teacher
+    of_run = ["student", "teacher", "seed"]
+    own = table[is_own].groupby(of_run)["shift"].mean()
+    others = table[~is_own].groupby(of_run)["shift"].mean()
+    known = runs.set_index(of_run).index
+    shifts = pd.DataFrame({"own teacher": own, "other models": others})
+    return shifts[shifts.index.isin(known)].eval("difference = `own teacher` - `other models`")
+
+
+def rank_teachers(
+    table: pd.DataFrame,
+    similarity: Mapping[str, float],
+    teacher_accuracy: Mapping[str, float],
+    base: str,
+) -> pd.DataFrame:
+    """Rank teachers for a student of any architecture, by what the measured students tell.
+
+    A ridge regression predicts how much better a teacher is than the student's average one, from its
+    accuracy, its similarity with the student, whether both are of one base, and the product of the last two.
+
+    Examples
+    --------
+    >>> row = sat(study).sel(model="resnet50").drop_sel(other="resnet50").to_series()
+    >>> rank_teachers(table, row, training_table().test_accuracy, "CNN").head()
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `by_teacher`.
+    similarity : mapping
+        SAT of the student with each candidate.
+    teacher_accuracy : mapping
+        Test accuracy of each candidate, 0 … 1.
+    base : str
+        Of the student.
+
+    Returns
+    -------
+    DataFrame
+        Index `teacher`, best first: `advantage`, the predicted gain beyond that of the student's average
+        candidate; `similarity`, `teacher_accuracy`, `same_base`. Attribute `r2`: share of the variance of the
+        measured advantages that is predicted when both students of a teacher are left out; 0 or less means
+        that this ranking is no better than none.
+    """
+    model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 13)))
+    advantage = table.gain - table.groupby("student").gain.transform("mean")
+    x = _features(table)
+    left_out = cross_val_predict(model, x, advantage, groups=table.teacher, cv=LeaveOneGroupOut())
+    names = pd.Index(sorted({*similarity.keys()} & {*teacher_accuracy.keys()}), name="teacher")
+    candidates = pd.DataFrame({"student": "new", "similarity": pd.Series(similarity)[names]}, names)
+    candidates["teacher_accuracy"] = pd.Series(teacher_accuracy)[names]
+    candidates["same_base"] = [_base(name) == base for name in names]
+    predicted = model.fit(x, advantage).predict(_features(candidates))
+    ranking = candidates.drop(columns="student").assign(advantage=predicted - predicted.mean())
+    ranking = ranking.sort_values("advantage", ascending=False)
+    ranking.attrs["r2"] = float(r2_score(advantage, left_out))
+    return ranking[["advantage", "similarity", "teacher_accuracy", "same_base"]]
+
+
+def _features(table: pd.DataFrame) -> Floats:
+    """Describe teachers; similarities count from each student's mean, which is the student's own."""
+    similarity = table.similarity - table.groupby("student").similarity.transform("mean")
+    same = table.same_base.astype(float)
+    return np.column_stack([table.teacher_accuracy, similarity, same, similarity * same])

@@ -1,0 +1,699 @@
+import gzip
+import math
+import os
+import re
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from torch import nn
+from typer.testing import CliRunner
+
+import modelsim as ms
+from modelsim import distillation
+from modelsim.__main__ import app
+from modelsim.distillation import NONE, SELF, Run, Setting
+from modelsim.training import Teacher, fit
+from modelsim.zoo import count_flops, fingerprint
+
+DEIT, RESNET = distillation.STUDENTS
+TEACHERS = ["deit_small_patch16_224", "nf_resnet50"]
+QUICK = ms.Recipe(epochs=1, batch_size=4)
+SETTING = Setting(images=100, recipe=ms.Recipe(epochs=1, batch_size=32))
+COUNTS = {"CNN": 8, "Transformer": 8, "Hybrid": 8, "NAS": 8, "MLP-Mixer": 3}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Students are too small to share out: several threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_teacher(images, *, seed=0, **options):
+    generator = torch.Generator().manual_seed(seed)
+    return Teacher(torch.randn(2, len(images), len(images.classes), generator=generator), **options)
+
+
+def logits(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+# The losses
+
+
+def test_hard_loss_is_that_computed_by_hand():
+    teacher = Teacher(torch.zeros(2, 1, 2), kind="hard", weight=0.25)
+    student, told = logits([0, math.log(3)]), logits([5, 9])  # probabilities 1/4 and 3/4
+    loss = teacher.loss(student, torch.tensor([0]), told)
+    assert float(loss) == pytest.approx(0.75 * math.log(4) + 0.25 * math.log(4 / 3))
+
+
+def test_soft_loss_is_that_computed_by_hand():
+    teacher = Teacher(torch.zeros(2, 1, 2), temperature=2, weight=0.4)
+    student, told = logits([0, 0]), logits([0, 2 * math.log(3)])  # at temperature 2: 1/4 and 3/4
+    divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    loss = teacher.loss(student, torch.tensor([1]), told)
+    assert float(loss) == pytest.approx(0.6 * math.log(2) + 0.4 * 4 * divergence)
+
+
+@given(seed=st.integers(0, 999), temperature=st.floats(0.5, 20), weight=st.floats(0, 1))
+def test_soft_loss_agrees_with_torchs_divergence_of_probabilities(seed, temperature, weight):
+    random = torch.Generator().manual_seed(seed)
+    student, told = torch.randn(2, 7, 5, generator=random, dtype=torch.float64) * 3
+    labels = torch.randint(5, (7,), generator=random)
+    divergence = nn.KLDivLoss(reduction="none")(
+        torch.log(torch.softmax(student / temperature, 1)), torch.softmax(told / temperature, 1)
+    )
+    own = -torch.softmax(student, 1).log()[range(7), labels].mean()
+    expected = (1 - weight) * own + weight * temperature**2 * divergence.sum() / 7
+    loss = Teacher(torch.zeros(2, 1, 5), temperature=temperature, weight=weight).loss(student, labels, told)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_student_that_is_its_teacher_has_the_least_loss(kind):
+    teacher, told = Teacher(torch.zeros(2, 1, 3), kind=kind, weight=1.0), 9 * torch.eye(3)
+    labels = torch.tensor([0, 1, 2])
+    assert float(teacher.loss(told, labels, told)) < 1e-3
+    assert float(teacher.loss(told.roll(1, 0), labels, told)) > 1
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_class_token_learns_the_label_and_distillation_token_the_teacher(kind):
+    teacher, told = Teacher(torch.zeros(2, 1, 3), kind=kind), torch.tensor([[0.0, 4.0, 0.0]])
+    heads = torch.zeros(1, 3, requires_grad=True), torch.zeros(1, 3, requires_grad=True)
+    teacher.loss(heads, torch.tensor([2]), told).backward()
+    assert heads[0].grad.argmin() == 2
+    assert heads[1].grad.argmin() == 1
+    assert float(heads[0].grad[0, 1]) == float(heads[0].grad[0, 0])
+
+
+# Training with a teacher
+
+
+@pytest.mark.parametrize("name", [DEIT, RESNET])
+def test_teacher_without_weight_changes_no_bit(name, images):
+    def trained(teacher):
+        student = distillation.build_student(name, n_classes=3)
+        return fingerprint(fit(student, images, teacher=teacher, recipe=QUICK, progress=False))
+
+    none, weightless, taught = (
+        trained(t) for t in (None, random_teacher(images, weight=0), random_teacher(images))
+    )
+    assert none == weightless != taught
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_teacher_with_all_the_weight_leaves_nothing_to_the_labels(kind, images):
+    relabelled = ms.ImageSet(images.images, images.labels.roll(1), images.ids, images.classes, "relabelled")
+    teacher, prints = random_teacher(images, kind=kind, weight=1), []
+    for given_images in (images, relabelled):
+        student = distillation.build_student(RESNET, n_classes=3)
+        prints.append(fingerprint(fit(student, given_images, teacher=teacher, recipe=QUICK, progress=False)))
+    assert prints[0] == prints[1]
+
+
+def test_student_is_told_of_the_very_image_that_it_sees_mirrored_or_not(images):
+    seen, heard = [], []
+
+    class Recorded(Teacher):
+        def loss(self, student, labels, told):
+            heard.append(told)
+            return super().loss(student, labels, told)
+
+    side, position = torch.meshgrid(torch.arange(2.0), torch.arange(12.0), indexing="ij")
+    teacher = Recorded(torch.stack([side, position, side], dim=2))
+    student = distillation.build_student(RESNET, n_classes=3)
+    student.register_forward_pre_hook(lambda _, canvas: seen.append(canvas[0]))
+    fit(student, images, teacher=teacher, recipe=ms.Recipe(epochs=3, batch_size=4), progress=False)
+    told = torch.cat(heard)
+    for image, (mirrored, place, _) in zip(torch.cat(seen), told.tolist(), strict=True):
+        original = images.images[int(place)]
+        assert torch.equal(image, original.flip(2) if mirrored else original)
+    assert set(told[:, 0].tolist()) == {0, 1}
+
+
+def toy(n, *, noise, seed):
+    """One of three bars is bright; some of the labels are drawn at random."""
+    random = torch.Generator().manual_seed(seed)
+    pixels, truth = 0.4 * torch.rand(n, 1, 8, 8, generator=random), torch.arange(n) % 3
+    for image, label in zip(pixels, truth.tolist(), strict=True):
+        image[0, 3 * label : 3 * label + 2] += 0.6
+    wrong = torch.rand(n, generator=random) < noise
+    labels = torch.where(wrong, torch.randint(3, (n,), generator=random), truth)
+    return ms.ImageSet(pixels, labels, tuple(map(str, range(n))), tiny.CLASSES, "toy")
+
+
+class Oracle(nn.Module):
+    """Sees the bar."""
+
+    def forward(self, canvas):
+        bars = [canvas[:, 0, row : row + 2].mean((1, 2)) for row in (0, 3, 6)]
+        return 20 * torch.stack(bars, dim=1)
+
+
+@pytest.mark.parametrize("name", [DEIT, RESNET])
+def test_teacher_that_knows_lifts_a_student_whose_labels_are_noisy(name):
+    noisy, clean = toy(96, noise=0.8, seed=0), toy(90, noise=0, seed=1)
+    assert ms.accuracy(Oracle(), clean) == 1
+    setting = Setting(recipe=ms.Recipe(epochs=10, batch_size=16), weight=0.8)
+    train = partial(distillation.distill, name, images=noisy, setting=setting, progress=False)
+    alone, soft, hard = (
+        ms.accuracy(student, clean) for student in (train(), train(Oracle()), train(Oracle(), kind="hard"))
+    )
+    assert min(soft, hard) > 0.9
+    assert alone < 0.6
+
+
+# Students and teachers
+
+
+@pytest.mark.parametrize("name", [DEIT, RESNET])
+def test_students_are_small_depend_on_their_seed_and_are_not_in_the_zoo(name):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, same, other = (distillation.build_student(name, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+    assert count_flops(one) <= 4e6
+    assert name not in ms.CATALOGUE
+
+
+def test_student_with_a_token_predicts_by_the_mean_of_both_heads(images):
+    student = distillation.build_student(DEIT, n_classes=3)
+    fit(student, images, teacher=random_teacher(images), recipe=QUICK, progress=False)
+    tokens = student.network.forward_features(
+        nn.functional.interpolate(images.images, (48, 48), mode="bilinear") / student.std
+        - student.mean / student.std
+    )
+    mean = (student.network.head(tokens[:, 0]) + student.network.head_dist(tokens[:, 1])) / 2
+    torch.testing.assert_close(student(images.images), mean, rtol=1e-3, atol=1e-4)
+
+
+def test_any_architecture_of_the_catalogue_can_be_a_student(images):
+    setting = Setting(recipe=QUICK)
+    taught = distillation.distill("pit_s_224", tiny.linear(1), images=images, setting=setting, progress=False)
+    assert taught(images.images).shape == (12, 3)
+
+
+def test_chosen_teachers_span_their_base_and_take_turns():
+    place = {"a": 0.0, "b": 1.0, "c": 2.0, "d": 9.0, "x": 0.0, "y": 5.0}
+    points = np.array(list(place.values()))
+    similarity = xr.DataArray(
+        -np.abs(points[:, None] - points), {"model": list(place), "other": list(place)}, ("model", "other")
+    )
+    bases = dict.fromkeys("abcd", "CNN") | dict.fromkeys("xy", "NAS")
+    # b and c are as near to the others, and b comes first; d is far from b; then a and c are as near.
+    assert distillation.choose_teachers(similarity, bases, {"CNN": 3, "NAS": 1}) == ("b", "x", "d", "a")
+    with pytest.raises(ValueError, match="3 models of base NAS are asked for, there are 2"):
+        distillation.choose_teachers(similarity, bases, {"NAS": 3})
+
+
+@pytest.mark.skipif(not os.environ.get("MODELSIM_CACHE"), reason="needs the paper's files: MODELSIM_CACHE")
+def test_the_books_teachers_are_those_that_the_rule_chooses():
+    bases = {name: entry.base for name, entry in ms.CATALOGUE.items()}
+    assert distillation.choose_teachers(ms.published_sat(), bases, COUNTS) == distillation.TEACHERS
+
+
+def test_the_books_plan_is_what_the_page_says():
+    runs = distillation.plan()
+    assert len(set(runs)) == len(runs)
+    assert {run.student for run in runs} == set(distillation.STUDENTS)
+    assert len([run for run in runs if run.teacher not in (NONE, SELF)]) >= 60
+    teachers = pd.Series([ms.CATALOGUE[name].base for name in distillation.TEACHERS])
+    assert len(set(distillation.TEACHERS)) == len(teachers) >= 25
+    assert teachers.value_counts().to_dict() == COUNTS
+    assert {ms.CATALOGUE[name].base for name in distillation.REPEATED} == set(COUNTS)
+    for student in distillation.STUDENTS:
+        for name in (NONE, SELF, *distillation.TEACHERS):
+            seeds = {run.seed for run in runs if run[:2] == (student, name)}
+            assert seeds == ({0, 1, 2} if name in (NONE, SELF, *distillation.REPEATED) else {0})
+
+
+def test_plan_of_ones_own_has_every_combination_and_no_kind_without_a_teacher():
+    runs = distillation.plan(students=[RESNET], teachers=[NONE, "resnet50"], seeds=[3, 4], kind="hard")
+    expected = {(RESNET, NONE, s, NONE) for s in (3, 4)} | {(RESNET, "resnet50", s, "hard") for s in (3, 4)}
+    assert set(runs) == expected
+
+
+# What teachers say
+
+
+def test_logits_are_those_of_the_images_and_of_their_mirror_images(images):
+    classifier = tiny.mlp(2)  # with dropout: evaluation mode matters
+    told = distillation.teacher_logits(classifier, images)
+    classifier.eval()
+    torch.testing.assert_close(told[0], classifier(images.images).detach())
+    torch.testing.assert_close(told[1], classifier(images.images.flip(3)).detach())
+
+
+def test_logits_are_computed_once_for_each_teacher_and_image_set(images, tmp_path, monkeypatch):
+    told = distillation.teacher_logits(tiny.linear(1), images, cache=tmp_path)
+    distillation.teacher_logits(tiny.linear(2), images, cache=tmp_path)
+    distillation.teacher_logits(tiny.linear(1), images[range(6)], cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr(distillation, "_compute_logits", None)
+    assert torch.equal(distillation.teacher_logits(tiny.linear(1), images, cache=tmp_path), told)
+
+
+def test_damaged_logits_are_refused_naming_the_file(images, tmp_path):
+    distillation.teacher_logits(tiny.linear(1), images, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged .*delete it"):
+        distillation.teacher_logits(tiny.linear(1), images, cache=tmp_path)
+
+
+# Tables
+
+
+def write_idx(path, values):
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape)
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A data folder of 100 training and 50 test images, two teachers, and their study of ten images."""
+    folder, shipped = tmp_path_factory.mktemp("data"), ms.data_directory() / "fashion69" / "weights"
+    (folder / "fashion-mnist").mkdir()
+    (folder / "fashion69" / "weights").mkdir(parents=True)
+    for stem, n, seed in (("train", 100, 0), ("t10k", 50, 1)):
+        images = ms.fashion_mnist("test", n=n, seed=seed)
+        pixels = (images.images[:, 0] * 255).round().numpy()
+        write_idx(folder / "fashion-mnist" / f"{stem}-images-idx3-ubyte.gz", pixels)
+        write_idx(folder / "fashion-mnist" / f"{stem}-labels-idx1-ubyte.gz", images.labels.numpy())
+    for name in TEACHERS:
+        (folder / "fashion69" / "weights" / f"{name}.safetensors").symlink_to(shipped / f"{name}.safetensors")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MODELSIM_DATA", str(folder))
+        attack = partial(ms.pgd, eps=0.1, steps=2, step_size=0.05)
+        ms.transfer(
+            ms.load_zoo(names=TEACHERS),
+            ms.fashion_mnist("test", n=10),
+            attack,
+            folder / "fashion69",
+            progress=False,
+        )
+        yield folder
+
+
+RUNS = distillation.plan(students=[RESNET], teachers=[NONE, SELF, *TEACHERS], seeds=[0, 1])
+
+
+def distill_all(folder, runs=RUNS, **changed):
+    given_options = dict(setting=SETTING, cache=folder / "cache", progress=False)
+    return distillation.distill_all(runs, folder, **(given_options | changed))
+
+
+@pytest.fixture(scope="module")
+def made(home, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    distill_all(folder)
+    return folder
+
+
+def without_time(table):
+    return table.drop(columns="seconds")
+
+
+def test_every_run_is_a_row(made):
+    table = distillation.distillation_table(made)
+    rows = {Run(*row) for row in table[["student", "teacher", "seed", "kind"]].itertuples(index=False)}
+    assert rows == set(RUNS)
+    assert table.accuracy.between(0, 1).all()
+
+
+def test_gain_is_accuracy_less_the_mean_without_a_teacher(made):
+    table = distillation.distillation_table(made)
+    alone = table[table.teacher == NONE]
+    assert len(alone) == 2
+    expected = table.accuracy - alone.accuracy.mean()
+    np.testing.assert_allclose(table.gain, expected, atol=1e-6)
+    assert abs(alone.gain.sum()) < 1e-5
+
+
+def test_similarities_are_those_of_compare(made):
+    study = ms.open_study(ms.data_directory() / "fashion69")
+    table = distillation.distillation_table(made).set_index(["teacher", "seed"])
+    student = partial(distillation.distill, RESNET, setting=SETTING, seed=1, progress=False)
+    teacher = ms.load_zoo(names=TEACHERS)[TEACHERS[0]]
+    for classifier, column in ((student(), "sat_before"), (student(teacher), "sat_after")):
+        score = ms.sat(ms.compare(classifier, study, progress=False))
+        expected = float(score.sel(model="mine", other=TEACHERS[0]))
+        assert table.loc[(TEACHERS[0], 1), column] == pytest.approx(expected, abs=1e-4)
+    assert table.loc[[NONE, SELF], ["sat_before", "sat_after"]].isna().all(axis=None)
+
+
+def test_every_student_is_compared_with_its_teacher_and_the_repeated_ones(made):
+    table = distillation.distillation_similarities(made)
+    assert len(table) == len(RUNS) * len(TEACHERS)
+    assert not table.duplicated(["student", "teacher", "seed", "kind", "model"]).any()
+
+
+def test_self_distillation_is_by_the_same_student_without_a_teacher(made):
+    row = distillation.distillation_table(made).set_index(["teacher", "seed"]).loc[(SELF, 1)]
+    student = partial(distillation.distill, RESNET, setting=SETTING, seed=1, progress=False)
+    twice = student(student())
+    assert fingerprint(twice) != fingerprint(student())
+    assert row.accuracy == pytest.approx(ms.accuracy(twice, ms.fashion_mnist("test")))
+
+
+def test_order_of_runs_and_number_of_calls_change_no_number(made, tmp_path):
+    runs = [run for run in RUNS if run.teacher != SELF]
+    for run in runs[::-1]:
+        distill_all(tmp_path, [run])
+    whole = distillation.distillation_table(made)
+    expected = whole[whole.teacher != SELF].reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        without_time(distillation.distillation_table(tmp_path)), without_time(expected)
+    )
+
+
+def test_two_workers_do_every_run(made, tmp_path):
+    runs = [run for run in RUNS if run.teacher in (NONE, TEACHERS[1])]
+    table = distill_all(tmp_path, runs, workers=2, similarity=False)
+    assert len(table) == 4
+    assert table[["sat_before", "sat_after"]].isna().all(axis=None)
+    whole = distillation.distillation_table(made).set_index(["teacher", "seed"])
+    for row in table.itertuples():
+        assert row.accuracy == pytest.approx(whole.loc[(row.teacher, row.seed)].accuracy, abs=0.05)
+
+
+def test_interrupted_command_keeps_what_is_finished_and_does_only_the_rest(home, tmp_path, monkeypatch):
+    finish, asked = distillation._finish, []
+
+    def interrupted(run, work):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(run)
+        return finish(run, work)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(distillation, "_finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill_all(tmp_path, RUNS[:3], similarity=False)
+    assert len(distillation.distillation_table(tmp_path)) == 1
+    again = []
+    monkeypatch.setattr(distillation, "_finish", lambda run, work: again.append(run) or finish(run, work))
+    assert len(distill_all(tmp_path, RUNS[:3], similarity=False)) == 3
+    assert again == RUNS[1:3]
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        (dict(setting=Setting(90, SETTING.recipe)), "images: 100 there, 90 now"),
+        (dict(setting=Setting(100, ms.Recipe(epochs=2, batch_size=32))), "recipe.epochs: 1 there, 2 now"),
+        (dict(setting=Setting(100, SETTING.recipe, weight=1)), "weight: 0.5 there, 1 now"),
+        (dict(similarity=False), "attack: modelsim.attacks.pgd there, absent now"),
+    ],
+)
+def test_other_settings_are_refused_naming_the_difference(made, changed, difference, monkeypatch):
+    monkeypatch.setattr(distillation, "_finish", None)
+    before = (made / "distillation.csv").read_bytes()
+    with pytest.raises(ValueError, match=re.escape(difference)):
+        distill_all(made, distillation.plan(seeds=[7]), **changed)
+    assert (made / "distillation.csv").read_bytes() == before
+
+
+def test_other_versions_are_refused_naming_them(made, monkeypatch):
+    real = distillation.version
+    monkeypatch.setattr(distillation, "version", lambda p: "9.9" if p == "timm" else real(p))
+    with pytest.raises(ValueError, match=r"version of timm: \S+ there, 9\.9 now"):
+        distill_all(made)
+
+
+# Analyses
+
+
+def planted(slope, *, n=35, noise=0.2, seed=0, student=RESNET):
+    """Gains that follow the teacher's accuracy and, given that, similarity by `slope`."""
+    random = np.random.default_rng(seed)
+    able = random.normal(size=n)
+    similarity = able + random.normal(size=n)
+    names = list(distillation.TEACHERS[:n])
+    table = pd.DataFrame(
+        {
+            "student": student,
+            "teacher": names,
+            "gain": able + slope * (similarity - able) + noise * random.normal(size=n),
+            "similarity": similarity,
+            "teacher_accuracy": able,
+            "student_base": distillation.STUDENTS[student].base,
+            "teacher_base": [ms.CATALOGUE[name].base for name in names],
+        }
+    )
+    return table.assign(same_base=table.student_base == table.teacher_base)
+
+
+def test_planted_relation_is_found_and_its_sign_depends_on_the_base():
+    table = planted(1.0)
+    table.loc[table.same_base, "gain"] = -table.similarity
+    found = distillation.gain_and_similarity(table).set_index("teachers")
+    assert found.n["all"] == found.n["same base"] + found.n["other base"] == 35
+    assert found.high["same base"] < 0 < found.low["other base"]
+    assert (found.p_value[["same base", "other base"]] < 0.02).all()
+    assert set(found.index) == {"all", "same base", "other base", "Transformer", "Hybrid", "NAS"}
+
+
+def test_relation_that_is_only_the_teachers_accuracy_is_not_found():
+    found = [
+        distillation.gain_and_similarity(planted(0.0, seed=seed), resamples=200, permutations=199)
+        .set_index("teachers")
+        .loc["all"]
+        for seed in range(20)
+    ]
+    plain, partial_ones = (
+        np.array([row.correlation for row in found]),
+        np.array([row.partial for row in found]),
+    )
+    assert np.mean(plain) > 0.4
+    assert abs(np.mean(partial_ones)) < 0.15
+    # At the 5 % level, 5 of 20 or more by chance once in 400.
+    assert sum(row.p_value <= 0.05 for row in found) < 5
+    assert sum(row.low > 0 or row.high < 0 for row in found) < 8
+
+
+def test_partial_correlation_is_that_of_the_textbook_formula():
+    table = planted(0.5, seed=3)
+    (row,) = distillation.gain_and_similarity(table).query("teachers == 'all'").itertuples()
+    columns = [table.gain, table.similarity, table.teacher_accuracy]
+    xy, xz, yz = (spearmanr(columns[i], columns[j])[0] for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert row.correlation == pytest.approx(xy)
+    assert row.partial == pytest.approx((xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2)))
+    assert row.low < row.partial < row.high
+
+
+def test_small_groups_are_left_out():
+    found = distillation.gain_and_similarity(planted(1.0, n=9))
+    assert set(found.teachers) == {"all", "other base"}
+    assert len(distillation.gain_and_similarity(planted(1.0, n=5))) == 0
+
+
+def test_group_in_which_similarity_is_nothing_but_accuracy_is_left_out():
+    table = planted(1.0).assign(similarity=lambda t: np.where(t.same_base, t.teacher_accuracy, t.similarity))
+    assert "same base" not in set(distillation.gain_and_similarity(table).teachers)
+
+
+def runs_and_similarities():
+    """Teacher a moves its student by 0.5 and others by 0.1; b by 0.3 and by 0.3; two seeds of a."""
+    runs = [(RESNET, NONE, s, NONE, 0.80 + 0.02 * s, 0.0) for s in (0, 1)]
+    runs += [(RESNET, "resnet50", s, "soft", 0.84 + 0.04 * s, 0.03 + 0.04 * s) for s in (0, 1)]
+    runs += [(RESNET, "pit_s_224", 0, "soft", 0.85, 0.04)]
+    table = pd.DataFrame(runs, columns=["student", "teacher", "seed", "kind", "accuracy", "gain"])
+    moves = {"resnet50": (0.5, 0.1), "pit_s_224": (0.3, 0.3)}
+    rows = []
+    for student, teacher, seed, kind, *_ in runs:
+        for model, before in {"resnet50": 3.0 + seed, "pit_s_224": 2.0, "gmlp_s16_224": 1.0}.items():
+            own, others = moves.get(teacher, (0, 0))
+            rows.append((student, teacher, seed, kind, model, before + (own if model == teacher else others)))
+    similarities = pd.DataFrame(rows, columns=["student", "teacher", "seed", "kind", "model", "sat"])
+    return table, similarities
+
+
+def test_shift_is_that_computed_by_hand():
+    found = distillation.similarity_shift(*runs_and_similarities()).set_index("shift")
+    assert found["mean"].to_dict() == pytest.approx(
+        {"own teacher": 0.4, "other models": 0.2, "difference": 0.2}
+    )
+    assert (found.teachers == 2).all()
+    assert found.low["own teacher"] == pytest.approx(0.3)
+    assert found.high["own teacher"] == pytest.approx(0.5)
+
+
+def test_noise_and_spread_are_those_computed_by_hand():
+    (row,) = distillation.seed_noise(runs_and_similarities()[0]).itertuples()
+    # Deviations from the mean: ±0.01 without a teacher, ±0.02 with one.
+    assert row.noise == pytest.approx(math.sqrt((2 * 0.01**2 + 2 * 0.02**2) / 2))
+    assert row.freedom == 2
+    assert row.teachers == 2
+    assert row.spread == pytest.approx(np.std([0.05, 0.04], ddof=1))
+
+
+def test_table_by_teacher_averages_over_seeds():
+    accuracies = {"resnet50": 0.92, "pit_s_224": 0.89}
+    table = distillation.by_teacher(*runs_and_similarities(), accuracies).set_index("teacher")
+    assert table.gain.to_dict() == pytest.approx({"resnet50": 0.05, "pit_s_224": 0.04})
+    assert table.similarity.to_dict() == pytest.approx({"resnet50": 3.5, "pit_s_224": 2.0})
+    assert table.same_base.to_dict() == {"resnet50": True, "pit_s_224": False}
+    assert table.seeds.to_dict() == {"resnet50": 2, "pit_s_224": 1}
+    with pytest.raises(ValueError, match="teacher accuracy of resnet50 is missing"):
+        distillation.by_teacher(*runs_and_similarities(), {"pit_s_224": 0.89})
+
+
+def test_runs_of_two_kinds_are_not_averaged():
+    runs, similarities = runs_and_similarities()
+    runs.loc[4, "kind"] = "hard"
+    with pytest.raises(ValueError, match="runs must be of one kind, got hard, soft"):
+        distillation.by_teacher(runs, similarities, {"resnet50": 0.92, "pit_s_224": 0.89})
+
+
+def both_students(slope, **options):
+    return pd.concat([planted(slope, student=DEIT, **options), planted(slope, **options)], ignore_index=True)
+
+
+def test_ranking_finds_the_planted_best_teacher():
+    table = both_students(1.0, noise=0.05)
+    part = table[table.student == RESNET].set_index("teacher")
+    ranking = distillation.rank_teachers(table, part.similarity, part.teacher_accuracy, "CNN")
+    assert ranking.attrs["r2"] > 0.8
+    assert ranking.advantage.is_monotonic_decreasing
+    assert spearmanr(ranking.advantage, part.gain[ranking.index])[0] > 0.9
+
+
+def test_ranking_says_that_it_knows_nothing_where_there_is_nothing_to_know():
+    table, scores = both_students(0.0), []
+    part = table[table.student == DEIT].set_index("teacher")
+    for seed in range(1, 6):
+        by_chance = table.assign(gain=np.random.default_rng(seed).normal(size=len(table)))
+        ranking = distillation.rank_teachers(by_chance, part.similarity, part.teacher_accuracy, "Transformer")
+        scores.append(ranking.attrs["r2"])
+    assert max(scores) < 0.1
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(kind="warm"), "kind must be 'soft' or 'hard', got 'warm'"),
+        (dict(temperature=0), "temperature must be greater than 0, got 0"),
+        (dict(temperature=math.nan), "temperature must be greater than 0, got nan"),
+        (dict(weight=-0.1), "weight must be between 0 and 1, got -0.1"),
+        (dict(weight=1.1), "weight must be between 0 and 1, got 1.1"),
+        (dict(logits=torch.zeros(12, 3)), "got (12, 3)"),
+        (dict(logits=torch.zeros(3, 12, 3)), "got (3, 12, 3)"),
+        (dict(logits=torch.full((2, 12, 3), math.nan)), "must be finite"),
+    ],
+)
+def test_impossible_teacher_is_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Teacher(**(dict(logits=torch.zeros(2, 12, 3)) | options))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 12, 4), "the teacher knows 4 classes, the images have 3"),
+        ((2, 11, 3), "the teacher was asked about 11 images, there are 12"),
+    ],
+)
+def test_teacher_of_other_classes_or_images_is_refused(shape, message, images):
+    student = distillation.build_student(RESNET, n_classes=3)
+    with pytest.raises(ValueError, match=message):
+        fit(student, images, teacher=Teacher(torch.zeros(shape)), recipe=QUICK, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda i: distillation.distill(RESNET, tiny.linear(1, n_classes=4), images=i), "knows 4 classes"),
+        (lambda i: distillation.distill("resnet10", images=i), "unknown student 'resnet10': did you mean"),
+        (lambda i: distillation.distill(RESNET, images=i, setting=Setting(weight=2)), "got 2"),
+    ],
+)
+def test_student_or_teacher_that_cannot_be_is_refused(call, message, images):
+    with pytest.raises(ValueError, match=message):
+        call(images)
+
+
+@pytest.mark.parametrize(
+    ("runs", "changed", "error", "message"),
+    [
+        ([Run("resnet50", NONE, 0, NONE)], {}, ValueError, "unknown student 'resnet50'"),
+        ([Run(RESNET, "nf_resnet5O", 0, "soft")], {}, ValueError, "did you mean 'nf_resnet50'"),
+        ([Run(RESNET, "resnet50", 0, "soft")], {}, ValueError, "'resnet50' is not in the study"),
+        ([Run(RESNET, "resnet50", 0, "soft")], dict(similarity=False), FileNotFoundError, "train resnet50"),
+        ([Run(RESNET, SELF, 0, "warm")], {}, ValueError, "got 'warm'"),
+        ([Run(RESNET, SELF, 0, "soft")], dict(setting=Setting(temperature=-1)), ValueError, "got -1"),
+    ],
+)
+def test_run_that_cannot_be_is_refused_before_anything_is_trained(
+    runs, changed, error, message, home, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(distillation, "_finish", None)
+    folder = tmp_path / "new"
+    with pytest.raises(error, match=message):
+        distill_all(folder, [Run(RESNET, NONE, 0, NONE), *runs], **changed)
+    assert not folder.exists()
+
+
+def test_missing_and_foreign_tables_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make it by `python -m modelsim distill`"):
+        distillation.distillation_table(tmp_path)
+    (tmp_path / "distillation.csv").write_text("student,gain\n")
+    with pytest.raises(ValueError, match=r"distillation\.csv must have the columns student, teacher, seed"):
+        distillation.distillation_table(tmp_path)
+
+
+def test_unknown_control_is_named():
+    with pytest.raises(ValueError, match="unknown column 'accuracy': did you mean 'teacher_accuracy'"):
+        distillation.gain_and_similarity(planted(1.0), given=["accuracy"])
+
+
+# The command
+
+
+def test_command_trains_what_its_options_say(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given_options = ["--student", RESNET, "--teacher", NONE, "--teacher", TEACHERS[1], "--seed", "3"]
+    small = ["--images", "100", "--epochs", "1", "--kind", "hard", "--no-similarity", "--out", "mine"]
+    result = CliRunner().invoke(app, ["distill", *given_options, *small])
+    assert result.exit_code == 0, result.output
+    table = distillation.distillation_table(tmp_path / "mine")
+    expected = [(RESNET, TEACHERS[1], 3, "hard"), (RESNET, NONE, 3, NONE)]
+    assert sorted(table.iloc[:, :4].itertuples(index=False, name=None)) == sorted(expected)
+    assert len(list((tmp_path / "runs" / "teachers").iterdir())) == 1
+
+
+def test_help_of_the_command_shows_its_examples():
+    result = CliRunner().invoke(app, ["distill", "--help"], env={"COLUMNS": "200"})
+    assert "python -m modelsim distill --workers 2" in result.output
+    assert "--student resnet10t --teacher none --teacher convnext_tiny --out runs/mine" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--student", "resnet10"], "unknown student 'resnet10': did you mean 'resnet10t'"),
+        (["--teacher", "resnet5O"], "unknown teacher 'resnet5O': did you mean 'resnet50'"),
+        (["--temperature", "0"], "temperature must be greater than 0"),
+    ],
+)
+def test_mistake_ends_with_code_2_and_one_plain_line(options, message, home):
+    result = CliRunner().invoke(app, ["distill", *options])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
