@@ -64,3 +64,10 @@ def test_attack_is_strong_enough_to_tell_models_apart(architectures):
     assert own.median() >= 0.97
     assert own.min() >= 0.80
     assert 0.10 <= across <= 0.50
+
+
+def test_stored_probabilities_are_as_accurate_as_the_weight_files_say(study):
+    right = study.clean_probability.argmax("class") == study.test_label
+    recorded = ms.training_table().test_accuracy[study.target.values]
+    # Two probabilities that are equal after rounding may tip an image.
+    np.testing.assert_allclose(right.mean("test_image"), recorded, atol=0.001)
