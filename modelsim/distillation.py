@@ -715,26 +715,75 @@ def gain_and_similarity(
     Raises
     ------
     ValueError
-        If a control is no column.
+        If a control is no column, or a value of it is missing.
     """
-    for column in given:
-        if column not in table:
-            raise ValueError(unknown_name_message("column", column, table.columns))
     random, rows = np.random.default_rng(seed), []
     for student, group, part in _groups(table):
-        values = part[["gain", "similarity", *given]].to_numpy(float)
+        values = _values(part, given)
         found = _partial_correlation(values) if len(values) >= least else np.nan
         if np.isnan(found):
             continue
-        draws = (values[random.integers(len(values), size=len(values))] for _ in range(resamples))
-        drawn = [_partial_correlation(draw) for draw in draws]
-        low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        low, high = _bounds(_drawn(values, resamples, random), level)
         p_value = _chance(values, found, permutations, random)
         plain = _partial_correlation(values[:, :2])
         rows.append([student, group, len(part), plain, found, low, high, p_value])
     names = ["student", "teachers", "n", "correlation", "partial", "low", "high", "p_value"]
     result = pd.DataFrame(rows, columns=names)
     return result.assign(q_value=false_discovery_control(result.p_value) if len(result) else [])
+
+
+def base_difference(
+    table: pd.DataFrame,
+    *,
+    given: Sequence[str] = ("teacher_accuracy",),
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Tell whether the relation of gain and similarity depends on teacher and student being of one base.
+
+    Examples
+    --------
+    >>> base_difference(by_teacher(distillation_table(), distillation_similarities(), accuracies))
+
+    Parameters, and what is raised, are those of `gain_and_similarity`.
+
+    Returns
+    -------
+    DataFrame
+        A row for each student: the partial correlations among teachers of the `same` base and of any `other`,
+        their `difference`, same less other, -2 … 2, and its interval, `low` and `high`, NaN where a
+        correlation is.
+    """
+    random, rows = np.random.default_rng(seed), {}
+    for student, part in table.groupby("student"):
+        sides = [_values(part[part.same_base == same], given) for same in (True, False)]
+        same, other = (_partial_correlation(values) if len(values) else np.nan for values in sides)
+        low = high = np.nan
+        if not np.isnan(same - other):
+            low, high = _bounds(np.subtract(*(_drawn(v, resamples, random) for v in sides)), level)
+        rows[student] = {"same": same, "other": other, "difference": same - other, "low": low, "high": high}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("student")
+
+
+def _values(table: pd.DataFrame, given: Sequence[str]) -> Floats:
+    for column in given:
+        if column not in table:
+            raise ValueError(unknown_name_message("column", column, table.columns))
+        for teacher in table.teacher[table[column].isna()]:
+            raise ValueError(f"{column!r} of {teacher} is missing: give it, or leave this teacher out")
+    return table[["gain", "similarity", *given]].to_numpy(float)
+
+
+def _drawn(values: Floats, resamples: int, random: np.random.Generator) -> Floats:
+    """Return partial correlations of teachers drawn with replacement."""
+    n = len(values)
+    return np.array([_partial_correlation(values[random.integers(n, size=n)]) for _ in range(resamples)])
+
+
+def _bounds(drawn: Floats, level: float) -> tuple[float, float]:
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _groups(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:

@@ -26,7 +26,7 @@ from modelsim.zoo import count_flops, fingerprint
 DEIT, RESNET = distillation.STUDENTS
 TEACHERS = ["deit_small_patch16_224", "nf_resnet50"]
 QUICK = ms.Recipe(epochs=1, batch_size=4)
-SETTING = Setting(images=100, recipe=ms.Recipe(epochs=1, batch_size=32))
+SETTING = Setting(images=100, recipe=ms.Recipe(epochs=6, batch_size=32))
 COUNTS = {"CNN": 8, "Transformer": 8, "Hybrid": 8, "NAS": 8, "MLP-Mixer": 3}
 
 
@@ -284,7 +284,7 @@ def write_idx(path, values):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A data folder of 100 training and 50 test images, two teachers, and their study of ten images."""
+    """A data folder of 100 training and 50 test images, two teachers, and their study."""
     folder, shipped = tmp_path_factory.mktemp("data"), ms.data_directory() / "fashion69" / "weights"
     (folder / "fashion-mnist").mkdir()
     (folder / "fashion69" / "weights").mkdir(parents=True)
@@ -300,7 +300,7 @@ def home(tmp_path_factory):
         attack = partial(ms.pgd, eps=0.1, steps=2, step_size=0.05)
         ms.transfer(
             ms.load_zoo(names=TEACHERS),
-            ms.fashion_mnist("test", n=10),
+            ms.fashion_mnist("test"),
             attack,
             folder / "fashion69",
             progress=False,
@@ -414,7 +414,7 @@ def test_interrupted_command_keeps_what_is_finished_and_does_only_the_rest(home,
     ("changed", "difference"),
     [
         (dict(setting=Setting(90, SETTING.recipe)), "images: 100 there, 90 now"),
-        (dict(setting=Setting(100, ms.Recipe(epochs=2, batch_size=32))), "recipe.epochs: 1 there, 2 now"),
+        (dict(setting=Setting(100, ms.Recipe(epochs=2, batch_size=32))), "recipe.epochs: 6 there, 2 now"),
         (dict(setting=Setting(100, SETTING.recipe, weight=1)), "weight: 0.5 there, 1 now"),
         (dict(similarity=False), "attack: modelsim.attacks.pgd there, absent now"),
     ],
@@ -423,7 +423,7 @@ def test_other_settings_are_refused_naming_the_difference(made, changed, differe
     monkeypatch.setattr(distillation, "_finish", None)
     before = (made / "distillation.csv").read_bytes()
     with pytest.raises(ValueError, match=re.escape(difference)):
-        distill_all(made, distillation.plan(seeds=[7]), **changed)
+        distill_all(made, [Run(RESNET, NONE, 7, NONE)], **changed)
     assert (made / "distillation.csv").read_bytes() == before
 
 
@@ -465,6 +465,19 @@ def test_planted_relation_is_found_and_its_sign_depends_on_the_base():
     assert found.high["same base"] < 0 < found.low["other base"]
     assert (found.p_value[["same base", "other base"]] < 0.02).all()
     assert set(found.index) == {"all", "same base", "other base", "Transformer", "Hybrid", "NAS"}
+
+
+def test_difference_between_bases_is_found_where_it_is_and_only_there():
+    table = planted(1.0)
+    (row,) = distillation.base_difference(table).itertuples()
+    assert row.low < 0 < row.high
+    table.loc[table.same_base, "gain"] = -table.similarity
+    (row,) = distillation.base_difference(table).itertuples()
+    found = distillation.gain_and_similarity(table).set_index("teachers").partial
+    assert (row.same, row.other) == (found["same base"], found["other base"])
+    assert row.difference == row.same - row.other < row.high < 0
+    (row,) = distillation.base_difference(table[~table.same_base]).itertuples()
+    assert np.isnan([row.same, row.difference, row.low, row.high]).all()
 
 
 def test_relation_that_is_only_the_teachers_accuracy_is_not_found():
@@ -656,6 +669,14 @@ def test_missing_and_foreign_tables_are_named(tmp_path):
     (tmp_path / "distillation.csv").write_text("student,gain\n")
     with pytest.raises(ValueError, match=r"distillation\.csv must have the columns student, teacher, seed"):
         distillation.distillation_table(tmp_path)
+
+
+def test_control_with_a_gap_is_named():
+    table = planted(1.0)
+    table.loc[4, "teacher_accuracy"] = np.nan
+    for analysis in (distillation.gain_and_similarity, distillation.base_difference):
+        with pytest.raises(ValueError, match=f"'teacher_accuracy' of {distillation.TEACHERS[4]} is missing"):
+            analysis(table)
 
 
 def test_unknown_control_is_named():
