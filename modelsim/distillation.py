@@ -738,6 +738,7 @@ def base_difference(
     given: Sequence[str] = ("teacher_accuracy",),
     level: float = 0.95,
     resamples: int = 1000,
+    permutations: int = 999,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Tell whether the relation of gain and similarity depends on teacher and student being of one base.
@@ -746,24 +747,34 @@ def base_difference(
     --------
     >>> base_difference(by_teacher(distillation_table(), distillation_similarities(), accuracies))
 
-    Parameters, and what is raised, are those of `gain_and_similarity`.
+    Parameters, and what is raised, are those of `gain_and_similarity`; the test shuffles which teachers count as
+    of the same base.
 
     Returns
     -------
     DataFrame
         A row for each student: the partial correlations among teachers of the `same` base and of any `other`,
-        their `difference`, same less other, -2 … 2, and its interval, `low` and `high`, NaN where a
-        correlation is.
+        their `difference`, same less other, -2 … 2, its interval, `low` and `high`, and the `p_value` of one
+        at least as far from 0 by chance; NaN where a correlation is.
     """
     random, rows = np.random.default_rng(seed), {}
     for student, part in table.groupby("student"):
-        sides = [_values(part[part.same_base == same], given) for same in (True, False)]
-        same, other = (_partial_correlation(values) if len(values) else np.nan for values in sides)
-        low = high = np.nan
-        if not np.isnan(same - other):
-            low, high = _bounds(np.subtract(*(_drawn(v, resamples, random) for v in sides)), level)
-        rows[student] = {"same": same, "other": other, "difference": same - other, "low": low, "high": high}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("student")
+        values, same = _values(part, given), part.same_base.to_numpy(bool)
+        sides = _two_correlations(values, same)
+        row = {"same": sides[0], "other": sides[1], "difference": sides[0] - sides[1]}
+        if not np.isnan(row["difference"]):
+            drawn = [_drawn(values[which], resamples, random) for which in (same, ~same)]
+            row["low"], row["high"] = _bounds(drawn[0] - drawn[1], level)
+            shuffled = (_two_correlations(values, random.permutation(same)) for _ in range(permutations))
+            row["p_value"] = _p_value([one - other for one, other in shuffled], row["difference"])
+        rows[student] = row
+    columns = ["same", "other", "difference", "low", "high", "p_value"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("student")
+
+
+def _two_correlations(values: Floats, first: NDArray[np.bool_]) -> tuple[float, float]:
+    one, other = (_partial_correlation(values[which]) if which.any() else np.nan for which in (first, ~first))
+    return one, other
 
 
 def _values(table: pd.DataFrame, given: Sequence[str]) -> Floats:
@@ -817,8 +828,12 @@ def _partial_correlation(values: Floats) -> float:
 
 def _chance(values: Floats, observed: float, permutations: int, random: np.random.Generator) -> float:
     one, other = _residual_ranks(values)
-    by_chance = [abs(_cosine(random.permutation(one), other)) for _ in range(permutations)]
-    return float((1 + np.sum(np.array(by_chance) >= abs(observed) - 1e-12)) / (1 + permutations))
+    return _p_value([_cosine(random.permutation(one), other) for _ in range(permutations)], observed)
+
+
+def _p_value(by_chance: Sequence[float], observed: float) -> float:
+    """Two-sided; what chance leaves undefined doesn't count as more extreme."""
+    return float((1 + (np.abs(by_chance) >= abs(observed) - 1e-12).sum()) / (1 + len(by_chance)))
 
 
 def similarity_shift(

@@ -471,11 +471,13 @@ def test_difference_between_bases_is_found_where_it_is_and_only_there():
     table = planted(1.0)
     (row,) = distillation.base_difference(table).itertuples()
     assert row.low < 0 < row.high
+    assert row.p_value > 0.05
     table.loc[table.same_base, "gain"] = -table.similarity
     (row,) = distillation.base_difference(table).itertuples()
     found = distillation.gain_and_similarity(table).set_index("teachers").partial
     assert (row.same, row.other) == (found["same base"], found["other base"])
     assert row.difference == row.same - row.other < row.high < 0
+    assert row.p_value < 0.01
     (row,) = distillation.base_difference(table[~table.same_base]).itertuples()
     assert np.isnan([row.same, row.difference, row.low, row.high]).all()
 
