@@ -747,8 +747,8 @@ def base_difference(
     --------
     >>> base_difference(by_teacher(distillation_table(), distillation_similarities(), accuracies))
 
-    Parameters, and what is raised, are those of `gain_and_similarity`; the test shuffles which teachers count as
-    of the same base.
+    Parameters, and what is raised, are those of `gain_and_similarity`; the test shuffles which teachers count
+    as of the same base.
 
     Returns
     -------
