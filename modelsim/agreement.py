@@ -88,11 +88,11 @@ def agreement(
     n = len(matrices[0])
     random = np.random.default_rng(seed)
     one, other = (_square(residual, n) for residual in _residual_ranks(matrices, np.arange(n)))
-    observed = _cosine(one, other)
+    observed = cosine(one, other)
     orders = (random.permutation(n) for _ in range(permutations))
-    at_least = sum(_cosine(one[np.ix_(order, order)], other) >= observed - 1e-12 for order in orders)
+    at_least = sum(cosine(one[np.ix_(order, order)], other) >= observed - 1e-12 for order in orders)
     draws = (random.integers(n, size=n) for _ in range(resamples))
-    drawn = [_cosine(*_residual_ranks(matrices, models)) for models in draws]
+    drawn = [cosine(*_residual_ranks(matrices, models)) for models in draws]
     low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     p_value = (1 + at_least) / (permutations + 1)
     return Agreement(observed, float(low), float(high), float(p_value), n, n * (n - 1) // 2)
@@ -120,8 +120,13 @@ def _residual_ranks(matrices: Sequence[Pairs], models: NDArray[np.integer]) -> l
     upper = np.triu_indices(len(models), k=1)
     rows, columns = models[upper[0]], models[upper[1]]
     apart = rows != columns
-    first, second, *controls = (rankdata(values[rows[apart], columns[apart]]) for values in matrices)
-    design = np.column_stack([np.ones(apart.sum()), *controls])
+    return residual_ranks([values[rows[apart], columns[apart]] for values in matrices])
+
+
+def residual_ranks(samples: Sequence[Pairs]) -> list[Pairs]:
+    """Ranks of the first two samples, centred, after a fit on the ranks of the others."""
+    first, second, *controls = (rankdata(values) for values in samples)
+    design = np.column_stack([np.ones(len(first)), *controls])
     return [ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0] for ranks in (first, second)]
 
 
@@ -131,7 +136,7 @@ def _square(pairs: Pairs, n: int) -> Pairs:
     return matrix + matrix.T
 
 
-def _cosine(one: Pairs, other: Pairs) -> float:
+def cosine(one: Pairs, other: Pairs) -> float:
     """Correlation of centred values; NaN where one of them doesn't vary."""
     size = np.sqrt((one**2).sum() * (other**2).sum())
     return float((one * other).sum() / size) if size > 1e-9 else math.nan

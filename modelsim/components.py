@@ -586,7 +586,7 @@ def components_table() -> pd.DataFrame:
 
     Examples
     --------
-    >>> components_table()["Normalisation"].value_counts()
+    >>> components_table()["Normalization"].value_counts()
 
     Returns
     -------

@@ -36,7 +36,7 @@ import safetensors.torch
 import torch
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, false_discovery_control, rankdata
+from scipy.stats import bootstrap, false_discovery_control
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
@@ -45,9 +45,9 @@ from sklearn.preprocessing import StandardScaler
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
-from torch.nn.utils import convert_conv2d_weight_memory_format
 from tqdm import tqdm
 
+from modelsim.agreement import cosine, residual_ranks
 from modelsim.attacks import checked_logits
 from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.clustering import distance
@@ -55,8 +55,8 @@ from modelsim.compare import compare
 from modelsim.images import ImageSet, data_directory, fashion_mnist
 from modelsim.scores import sat
 from modelsim.training import Kind, Recipe, Teacher, accuracy, fit
-from modelsim.transfer import open_study
-from modelsim.zoo import Classifier, build, fingerprint, load_zoo, split_model_name, unknown_name_message
+from modelsim.transfer import open_study, setting_differences
+from modelsim.zoo import Classifier, assemble, fingerprint, load_zoo, split_model_name, unknown_name_message
 
 Floats = NDArray[np.floating]
 
@@ -182,16 +182,10 @@ def build_student(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifie
     ValueError
         If the name is neither; the message suggests the nearest names.
     """
-    if name in CATALOGUE:
-        return build(name, seed=seed, n_classes=n_classes)
-    if name not in STUDENTS:
-        raise ValueError(unknown_name_message("student", name, [*STUDENTS, *CATALOGUE]))
-    entry = STUDENTS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = entry.model(in_chans=1, num_classes=n_classes, **entry.settings)
-    convert_conv2d_weight_memory_format(network, torch.channels_last)
-    return Classifier(network, input_size=entry.input_size)
+    known = {**STUDENTS, **CATALOGUE}
+    if name not in known:
+        raise ValueError(unknown_name_message("student", name, known))
+    return assemble(known[name], seed=seed, n_classes=n_classes)
 
 
 def teacher_logits(classifier: nn.Module, images: ImageSet, *, cache: Path | None = None) -> Tensor:
@@ -467,12 +461,7 @@ def _check_same_settings(path: Path, settings: dict[str, Any]) -> None:
         path.write_text(json.dumps(settings, indent=1) + "\n")
         return
     before = json.loads(path.read_text())
-    differences = [
-        f"{key}: {before.get(key, 'absent')} there, {settings.get(key, 'absent')} now"
-        for key in sorted(before.keys() | settings.keys())
-        if before.get(key) != settings.get(key)
-    ]
-    if differences:
+    if differences := setting_differences(before, settings):
         raise ValueError(
             f"the students in {path.parent} were made with other settings ({'; '.join(differences)}): choose "
             f"another folder, or delete {path.parent / 'distillation*'} to start anew"
@@ -808,27 +797,13 @@ def _groups(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
                 yield str(student), base, part[part.teacher_base == base]
 
 
-def _residual_ranks(values: Floats) -> tuple[Floats, Floats]:
-    """Ranks of the first two columns after a fit on the ranks of the others."""
-    ranks = rankdata(values, axis=0)
-    design = np.column_stack([np.ones(len(ranks)), ranks[:, 2:]])
-    one, other = (ranks[:, :2] - design @ np.linalg.lstsq(design, ranks[:, :2], rcond=None)[0]).T
-    return one, other
-
-
-def _cosine(one: Floats, other: Floats) -> float:
-    """Correlation of centred values; NaN where one of them doesn't vary."""
-    size = np.sqrt((one**2).sum() * (other**2).sum())
-    return float(one @ other / size) if size > 1e-9 else np.nan
-
-
 def _partial_correlation(values: Floats) -> float:
-    return _cosine(*_residual_ranks(values))
+    return cosine(*residual_ranks(list(values.T)))
 
 
 def _chance(values: Floats, observed: float, permutations: int, random: np.random.Generator) -> float:
-    one, other = _residual_ranks(values)
-    return _p_value([_cosine(random.permutation(one), other) for _ in range(permutations)], observed)
+    one, other = residual_ranks(list(values.T))
+    return _p_value([cosine(random.permutation(one), other) for _ in range(permutations)], observed)
 
 
 def _p_value(by_chance: Sequence[float], observed: float) -> float:

@@ -386,16 +386,20 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
+def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say how the settings of what is stored differ from those asked for now."""
+    return [
+        f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
 def _is_extended(store: Path, stored: Any, settings: Mapping[str, Any]) -> bool:
     """Tell whether there is more to compute than was asked before; refuse what was made otherwise."""
     before, now = dict(_flat(stored)), dict(_flat(settings))
     added = {key for key in now.keys() - before.keys() if key.startswith(("models.", "test_images"))}
-    differences = [
-        f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} now"
-        for key in sorted((before.keys() | now.keys()) - added)
-        if before.get(key) != now.get(key)
-    ]
-    if differences:
+    if differences := setting_differences(before, {key: now[key] for key in now if key not in added}):
         raise ValueError(
             f"{store} was made with other settings ({'; '.join(differences)}): choose another folder, "
             "or delete it to start anew"

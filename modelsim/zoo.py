@@ -144,7 +144,11 @@ def build(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifier:
     ValueError
         If the architecture is unknown.
     """
-    entry = architecture(name)
+    return assemble(architecture(name), seed=seed, n_classes=n_classes)
+
+
+def assemble(entry: Architecture, *, seed: int = 0, n_classes: int = 10) -> Classifier:
+    """Build an untrained classifier of an architecture that needn't be in the catalogue."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = entry.model(in_chans=1, num_classes=n_classes, **entry.settings)
