@@ -22,6 +22,7 @@ from modelsim.clustering import (
 )
 from modelsim.compare import compare
 from modelsim.components import components, components_table, disagreements, evidence, read_components
+from modelsim.distillation import distill, distill_all, distillation_table
 from modelsim.ensembles import (
     choose_teammates,
     count_clusters,
@@ -42,7 +43,7 @@ from modelsim.scores import (
     transferability,
     white_box_success,
 )
-from modelsim.training import Recipe, accuracy, train, train_zoo, training_table
+from modelsim.training import Recipe, Teacher, accuracy, fit, train, train_zoo, training_table
 from modelsim.transfer import adversarial_images, open_study, transfer
 from modelsim.zoo import Classifier, Zoo, build, load_zoo
 
@@ -56,6 +57,7 @@ __all__ = [
     "ImageSet",
     "PublishedScoresUnavailable",
     "Recipe",
+    "Teacher",
     "Zoo",
     "accuracy",
     "adversarial_images",
@@ -72,6 +74,9 @@ __all__ = [
     "data_directory",
     "disagreements",
     "distance",
+    "distill",
+    "distill_all",
+    "distillation_table",
     "eigenvalues",
     "embed",
     "enrichment",
@@ -80,6 +85,7 @@ __all__ = [
     "fashion_mnist",
     "fgsm",
     "first_seeds",
+    "fit",
     "interval",
     "load_zoo",
     "main_effects",

@@ -83,7 +83,7 @@ def compare(
         classifier misbehaves (wrong shape, NaN, another number of classes).
     """
     names = _names(study, name)
-    images = images or _images(study)
+    images = images or study_images(study)
     attack = attack or _attack(study)
     _check_attack(study, attack)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -133,7 +133,14 @@ def _names(study: xr.Dataset, name: str) -> list[str]:
     return names
 
 
-def _images(study: xr.Dataset) -> ImageSet:
+def study_images(study: xr.Dataset) -> ImageSet:
+    """Return the images of a study, or of a part of one, that are among the book's.
+
+    Raises
+    ------
+    ValueError
+        If one of them isn't.
+    """
     test = fashion_mnist("test")
     places = {image: place for place, image in enumerate(test.ids)}
     wanted = study.image.values.tolist()

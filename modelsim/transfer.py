@@ -286,7 +286,7 @@ def _to_8_bit(images: Tensor) -> Tensor:
 
 
 def _logits(
-    name: str, classifier: nn.Module, canvas: Tensor, images: ImageSet, *, device: str, batch_size: int = 500
+    name: str, classifier: nn.Module, canvas: Tensor, images: ImageSet, *, device: str, batch_size: int = 100
 ) -> Tensor:
     """Return the logits (image, class) of one classifier, on the CPU."""
     logits = []

@@ -3,6 +3,7 @@ import math
 import os
 import re
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ DEIT, RESNET = distillation.STUDENTS
 TEACHERS = ["deit_small_patch16_224", "nf_resnet50"]
 QUICK = ms.Recipe(epochs=1, batch_size=4)
 SETTING = Setting(images=100, recipe=ms.Recipe(epochs=6, batch_size=32))
-COUNTS = {"CNN": 8, "Transformer": 8, "Hybrid": 8, "NAS": 8, "MLP-Mixer": 3}
+COUNTS = {"CNN": 6, "Transformer": 6, "Hybrid": 6, "NAS": 6, "MLP-Mixer": 3}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -237,7 +238,7 @@ def test_the_books_plan_is_what_the_page_says():
     for student in distillation.STUDENTS:
         for name in (NONE, SELF, *distillation.TEACHERS):
             seeds = {run.seed for run in runs if run[:2] == (student, name)}
-            assert seeds == ({0, 1, 2} if name in (NONE, SELF, *distillation.REPEATED) else {0})
+            assert seeds == ({0, 1, 2} if name in (NONE, *distillation.REPEATED) else {0})
 
 
 def test_plan_of_ones_own_has_every_combination_and_no_kind_without_a_teacher():
@@ -355,6 +356,18 @@ def test_similarities_are_those_of_compare(made):
     assert table.loc[[NONE, SELF], ["sat_before", "sat_after"]].isna().all(axis=None)
 
 
+def test_students_may_be_attacked_on_some_of_the_images(home, tmp_path):
+    distill_all(tmp_path, [Run(RESNET, NONE, 1, NONE)], setting=Setting(100, SETTING.recipe, attacked=20))
+    part = ms.open_study(home / "fashion69").isel(image=slice(0, 50, 3))
+    images = ms.fashion_mnist("test")[range(0, 50, 3)]
+    student = distillation.distill(RESNET, setting=SETTING, seed=1, progress=False)
+    part.attrs["images_sha256"] = images.fingerprint()
+    expected = ms.sat(ms.compare(student, part, name="it", images=images, progress=False)).sel(model="it")
+    table = distillation.distillation_similarities(tmp_path).set_index("model").sat
+    for name in TEACHERS:
+        assert table[name] == pytest.approx(float(expected.sel(other=name)), abs=1e-4)
+
+
 def test_every_student_is_compared_with_its_teacher_and_the_repeated_ones(made):
     table = distillation.distillation_similarities(made)
     assert len(table) == len(RUNS) * len(TEACHERS)
@@ -437,12 +450,19 @@ def test_other_versions_are_refused_naming_them(made, monkeypatch):
 # Analyses
 
 
+def roster():
+    """Eight architectures of every base, or all of it, in turns."""
+    bases = ("CNN", "Transformer", "Hybrid", "NAS", "MLP-Mixer")
+    spans = [[name for name, entry in ms.CATALOGUE.items() if entry.base == base][:8] for base in bases]
+    return [name for turn in zip_longest(*spans) for name in turn if name]
+
+
 def planted(slope, *, n=35, noise=0.2, seed=0, student=RESNET):
     """Gains that follow the teacher's accuracy and, given that, similarity by `slope`."""
     random = np.random.default_rng(seed)
     able = random.normal(size=n)
     similarity = able + random.normal(size=n)
-    names = list(distillation.TEACHERS[:n])
+    names = roster()[:n]
     table = pd.DataFrame(
         {
             "student": student,
@@ -677,7 +697,7 @@ def test_control_with_a_gap_is_named():
     table = planted(1.0)
     table.loc[4, "teacher_accuracy"] = np.nan
     for analysis in (distillation.gain_and_similarity, distillation.base_difference):
-        with pytest.raises(ValueError, match=f"'teacher_accuracy' of {distillation.TEACHERS[4]} is missing"):
+        with pytest.raises(ValueError, match=f"'teacher_accuracy' of {roster()[4]} is missing"):
             analysis(table)
 
 

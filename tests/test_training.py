@@ -187,7 +187,6 @@ def test_table_of_a_folder_without_weights_has_no_rows(tmp_path):
     assert len(ms.training_table(tmp_path)) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="not all further seeds are trained yet")
 def test_every_architecture_is_shipped_and_twelve_of_them_with_two_further_seeds():
     shipped = {path.stem for path in WEIGHTS.glob("*.safetensors")}
     assert set(ms.CATALOGUE) <= shipped
