@@ -13,6 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from modelsim.images import check_images, check_labels
 
+_AT_A_TIME = 125
+"""Images whose gradients are taken together."""
+
 
 @contextmanager
 def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
@@ -53,9 +56,13 @@ def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
 
 def _input_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the cross-entropy of each image with respect to its own pixels."""
-    images = images.detach().requires_grad_(True)
-    loss = cross_entropy(checked_logits(classifier, images), labels, reduction="sum")
-    return torch.autograd.grad(loss, images)[0]
+    # An image's gradient doesn't depend on its batch, and what a network keeps for it fills the memory.
+    gradients = []
+    for part, of_part in zip(images.detach().split(_AT_A_TIME), labels.split(_AT_A_TIME), strict=True):
+        part.requires_grad_(True)
+        loss = cross_entropy(checked_logits(classifier, part), of_part, reduction="sum")
+        gradients += torch.autograd.grad(loss, part)
+    return torch.cat(gradients)
 
 
 def _ascend(
