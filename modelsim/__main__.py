@@ -163,7 +163,7 @@ def distill(
 ) -> None:
     """Train students with and without teachers; those that the tables hold already are kept.
 
-    Without `--teacher` and `--seed`, these are the students of the book, in one to two hours on two cores:
+    Without `--teacher` and `--seed`, these are the students of the book, in half an hour on two cores:
     `python -m modelsim distill --workers 2`
 
     Some of your own, with one seed unless said otherwise; every option with a name can be repeated:

@@ -242,7 +242,7 @@ class Setting:
         How many of the study's images, evenly spaced among them, students are attacked on at the most.
     """
 
-    images: int = 4000
+    images: int = 1000
     recipe: Recipe = field(default_factory=partial(Recipe, epochs=20))
     temperature: float = 3.0
     weight: float = 0.5

@@ -260,12 +260,14 @@ def _directed_effects(rate: xr.DataArray) -> xr.Dataset:
 
 def _symmetric_effects(score: xr.DataArray) -> xr.Dataset:
     rows, columns = score.dims
-    first, second = np.triu_indices(len(score), k=1)
-    one_hot = np.eye(len(score))
-    design, observed = one_hot[first] + one_hot[second], score.values[first, second]
-    effects = _weighted_fit(design, observed, np.ones_like(observed))
+    n, observed = len(score), score.values
+    # Least squares in closed form, since every pair counts once: (n - 2) effect + all effects = row's sum.
+    sums = np.where(np.eye(n, dtype=bool), 0, observed).sum(axis=1)
+    effects = (sums - sums.sum() / (2 * (n - 1))) / (n - 2)
+    first, second = np.triu_indices(n, k=1)
+    observed = observed[first, second]
     residual = np.full(score.shape, np.nan)
-    residual[first, second] = residual[second, first] = rest = observed - design @ effects
+    residual[first, second] = residual[second, first] = rest = observed - effects[first] - effects[second]
     return xr.Dataset(
         {"residual": (score.dims, residual), "effect": ((rows,), effects - effects.mean())},
         {rows: score[rows].values, columns: score[columns].values},
