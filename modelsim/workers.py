@@ -1,41 +1,87 @@
-"""Work side by side: one function for many indices, in processes of this computer or on a cluster."""
+"""Work side by side: one function for many items, here, in processes of this computer or on a cluster."""
 
 import logging
+import os
+import platform
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     from distributed import Client
 
-Function = Callable[[Any, int], None]
-
 _SECONDS_TO_WAIT = 60
 """How long a scheduler may take to offer the first worker."""
 
+_ENVIRONMENT = {f"MALLOC_{what}_THRESHOLD_": 2**30 for what in ("TRIM", "MMAP")}
+"""Of our own processes. Dask's default, 64 KiB, has every tensor mapped and unmapped anew: three times slower."""
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder for writing, and make it if it isn't there.
+
+    Raises
+    ------
+    BlockingIOError
+        If another run holds it: the message names process and host.
+    OSError
+        If it can't be made or written.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, note = FileLock(folder / ".writer.lock", timeout=0), folder / ".writer.txt"
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = note.read_text() if note.exists() else "another process"
+        raise BlockingIOError(
+            f"{folder} is being written by {holder}: wait until it is finished, or choose another folder"
+        ) from error
+    try:
+        note.write_text(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T %z')}")
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()
+        if is_new:
+            with suppress(OSError):  # not empty: something was written
+                folder.rmdir()
+
+
+def check_workers(workers: int, scheduler: str | None) -> None:
+    """Raise a ValueError unless the work is for at least one process of our own, or for a scheduler's."""
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if workers > 1 and scheduler:
+        raise ValueError(f"give workers={workers} or scheduler={scheduler!r}, not both")
+
 
 def side_by_side(
-    function: Function,
+    function: Callable[[Any, Any], Any],
     shared: object,
-    indices: Sequence[int],
+    items: Sequence[Any],
+    done: Callable[[Any, Any], None],
     *,
-    workers: int,
-    scheduler: str | None,
-    done: Callable[[int], None],
+    workers: int = 1,
+    scheduler: str | None = None,
 ) -> None:
-    """Call `function(shared, index)` for every index on several workers, and `done(index)` after each.
+    """Call `function(shared, item)` for every item, and `done(item, result)` here after each.
 
-    `shared` is sent once to every worker. An exception of one call is raised here, and the calls that
-    haven't finished by then are given up.
+    One worker is this process, and works in the order of the items. Others get `shared` once. An
+    exception of one call is raised here, and the calls that haven't finished by then are given up.
 
     Parameters
     ----------
     workers : int
-        Processes to start on this computer, which share torch's threads.
+        If there are several: processes to start on this computer, which share torch's threads.
     scheduler : str, optional
         Address of a running Dask scheduler, such as `"tcp://10.0.0.1:8786"`, whose workers, with
         torch's threads as they are there, are used instead.
@@ -45,12 +91,28 @@ def side_by_side(
     TypeError
         If `shared` can't be pickled.
     ValueError
-        If a worker of the scheduler has several threads.
+        If `workers` is less than 1 or given beside `scheduler`, or a worker of the scheduler has
+        several threads.
     RuntimeError
         If a script calls this outside `if __name__ == "__main__":`, which its own processes import.
     OSError
         If there is no scheduler at the address, it has no worker, or a worker died.
     """
+    check_workers(workers, scheduler)
+    if items and (workers > 1 or scheduler):
+        return _side_by_side_afar(function, shared, items, done, workers, scheduler)
+    for item in items:
+        done(item, function(shared, item))
+
+
+def _side_by_side_afar(
+    function: Callable[[Any, Any], Any],
+    shared: object,
+    items: Sequence[Any],
+    done: Callable[[Any, Any], None],
+    workers: int,
+    scheduler: str | None,
+) -> None:
     # Imported here because it takes a second, which work in one process needn't wait for.
     from distributed import KilledWorker, as_completed
 
@@ -58,21 +120,20 @@ def side_by_side(
     threads = None if scheduler else max(1, torch.get_num_threads() // workers)
     with _connected(workers, scheduler) as client:
         sent = client.scatter(shared, broadcast=True, hash=False)
-        calls = {client.submit(_call, function, sent, index, threads, pure=False): index for index in indices}
+        calls = {client.submit(_call, function, sent, item, threads, pure=False): item for item in items}
         try:
             for call in as_completed(calls, loop=client.loop):
-                call.result()
-                done(calls[call])
+                done(calls[call], call.result())
         except (KilledWorker, CancelledError) as error:
             raise ChildProcessError(f"a worker died, perhaps of too little memory: {error}") from error
         finally:
             client.cancel(list(calls))
 
 
-def _call(function: Function, shared: object, index: int, threads: int | None) -> None:
+def _call(function: Callable[[Any, Any], Any], shared: object, item: Any, threads: int | None) -> Any:
     if threads is not None:
         torch.set_num_threads(threads)
-    function(shared, index)
+    return function(shared, item)
 
 
 def _check_picklable(shared: object) -> None:
@@ -82,8 +143,8 @@ def _check_picklable(shared: object) -> None:
         pickle.dumps(shared)
     except Exception as error:  # whatever an object's own way of pickling raises
         raise TypeError(
-            "with several workers the zoo and the attack are sent to other processes, and one of them "
-            f"can't be pickled ({error}): load the models by functions at the top level of a module, "
+            "with several workers what is worked on is sent to other processes, and a part of it "
+            f"can't be pickled ({error}): load models by functions at the top level of a module, "
             "or use one worker"
         ) from error
 
@@ -91,6 +152,7 @@ def _check_picklable(shared: object) -> None:
 @contextmanager
 def _connected(workers: int, scheduler: str | None) -> "Iterator[Client]":
     """Connect to a scheduler, or to one of our own with as many processes as `workers`."""
+    import dask
     from distributed import Client, LocalCluster
 
     if scheduler:
@@ -100,7 +162,9 @@ def _connected(workers: int, scheduler: str | None) -> "Iterator[Client]":
             yield client
         return
     # What goes wrong in a call is raised in this process; there is no need to log it as well.
+    environment = {f"distributed.nanny.pre-spawn-environ.{name}": _ENVIRONMENT[name] for name in _ENVIRONMENT}
     with (
+        dask.config.set(environment),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
