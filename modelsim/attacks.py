@@ -4,8 +4,10 @@ Every attack is a function of (classifier, images, labels) and keyword-only sett
 adversarial images on the same canvas. Any callable of this form can be given to `transfer`.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -19,50 +21,121 @@ _AT_A_TIME = 125
 
 @contextmanager
 def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
-    """Hold `classifier` in evaluation mode with no parameter taking a gradient.
+    """Hold a classifier in evaluation mode with no parameter taking a gradient, and autograd switched on.
 
-    On leaving, also by an exception, the mode of every module and every `requires_grad` flag is as
-    it was before.
+    On leaving, also by an exception, the mode of every module, and every parameter's `requires_grad` flag
+    and gradient, is as it was before. What is yielded is a copy if the classifier was made in torch's
+    inference mode, whose tensors autograd refuses.
+
+    Raises
+    ------
+    TypeError
+        If it isn't a module, or one that can't change its mode.
     """
-    modes = {module: module.training for module in classifier.modules()}
-    flags = {parameter: parameter.requires_grad for parameter in classifier.parameters()}
+    if not isinstance(classifier, nn.Module):
+        raise TypeError(
+            f"a classifier must be a torch.nn.Module, got {type(classifier).__name__}: "
+            "call a function from the forward of a module"
+        )
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        if any(t.is_inference() for t in chain(classifier.parameters(), classifier.buffers())):
+            classifier = copy.deepcopy(classifier)
+        modes = {module: module.training for module in classifier.modules()}
+        flags = {p: (p.requires_grad, p.grad) for p in classifier.parameters()}
+        try:
+            _freeze(classifier)
+            yield classifier
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for parameter, (flag, gradient) in flags.items():
+                parameter.requires_grad_(flag)
+                parameter.grad = gradient
+
+
+def _freeze(classifier: nn.Module) -> None:
     try:
-        classifier.eval().requires_grad_(False)
-        yield classifier
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
+        classifier.eval()
+    except NotImplementedError as error:
+        raise TypeError(
+            f"{type(classifier).__name__} can't be put into evaluation mode ({error}): "
+            "give the module that it was exported from"
+        ) from error
+    for parameter in classifier.parameters():
+        parameter.requires_grad_(False)
 
 
 def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits (n, class) of `images`, or raise if they aren't that.
+    """Return the logits (n, class) of a copy of `images`, or raise if they aren't that.
 
     Raises
     ------
     ValueError
-        If the output isn't a tensor of shape (n, class), or holds NaN.
+        If the classifier raises, or its output isn't a tensor of shape (n, class), or holds NaN or infinity.
     """
-    logits = classifier(images)
+    try:
+        logits = classifier(images.clone())
+    except Exception as error:  # whatever a network raises
+        raise ValueError(
+            f"{type(error).__name__}: {error}. A classifier takes a canvas in [0, 1], here float32 of shape "
+            f"{tuple(images.shape)}: let its forward cast, resize or repeat channels as its layers need"
+        ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"a classifier must return logits of shape ({len(images)}, class), got {shape}")
-    if logits.isnan().any():
-        count = int(logits.isnan().any(1).sum())
-        raise ValueError(f"the classifier returned NaN logits for {count} of {len(images)} images")
-    return logits
+    for what, where in (("NaN", logits.isnan()), ("infinite", logits.isinf())):
+        if where.any():
+            count = int(where.any(1).sum())
+            raise ValueError(f"the classifier returned {what} logits for {count} of {len(images)} images")
+    return logits.float()
+
+
+def logits(
+    classifier: nn.Module, canvas: Tensor, *, batch_size: int = 100, device: str | None = None
+) -> Tensor:
+    """Return logits (image, class) on the CPU, in evaluation mode; the classifier is left as it was.
+
+    Parameters
+    ----------
+    classifier : nn.Module
+        Canvas to logits, on `device`.
+    canvas : Tensor
+        (image, channel, height, width) in [0, 1]; the classifier is handed copies.
+    device : str, optional
+        Where the classifier is; by default where the canvas is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `frozen` and `checked_logits`.
+    """
+    # Not inference_mode: what some networks keep from here, ConViT for one, autograd would refuse later.
+    with frozen(classifier) as still, torch.no_grad():
+        batches = canvas.split(batch_size)
+        return torch.cat([checked_logits(still, batch.to(device or batch.device)).cpu() for batch in batches])
 
 
 def _input_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the cross-entropy of each image with respect to its own pixels."""
     # An image's gradient doesn't depend on its batch, and what a network keeps for it fills the memory.
     gradients = []
-    for part, of_part in zip(images.detach().split(_AT_A_TIME), labels.split(_AT_A_TIME), strict=True):
-        part.requires_grad_(True)
-        loss = cross_entropy(checked_logits(classifier, part), of_part, reduction="sum")
-        gradients += torch.autograd.grad(loss, part)
+    for part, of_part in zip(images.split(_AT_A_TIME), labels.split(_AT_A_TIME), strict=True):
+        leaf = part.detach().clone().requires_grad_(True)
+        loss = cross_entropy(checked_logits(classifier, leaf), of_part.clone(), reduction="sum")
+        if not loss.requires_grad:
+            raise ValueError(
+                "its logits don't follow from its images by operations that can be differentiated: "
+                "look for no_grad, detach, item or argmax in its forward"
+            )
+        gradients += torch.autograd.grad(loss, leaf)
     return torch.cat(gradients)
+
+
+def count_without_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Count the images on which an attack has no gradient to follow: it is zero, NaN or infinite."""
+    with frozen(classifier) as still:
+        gradient = _input_gradient(still, images, labels).flatten(1)
+    return int(((gradient == 0).all(1) | ~gradient.isfinite().all(1)).sum())
 
 
 def _ascend(
@@ -90,7 +163,6 @@ def _ascend(
 
 def _check_input(images: Tensor, labels: Tensor, classifier: nn.Module, **positive: float) -> None:
     check_images(images)
-    # Not inference_mode: what some networks keep from here, ConViT for one, autograd would refuse later.
     with torch.no_grad():
         n_classes = checked_logits(classifier, images[:1]).shape[1]
     check_labels(labels, n_images=len(images), n_classes=n_classes)
@@ -151,12 +223,12 @@ def pgd(
     ----------
     Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018, eq. (2).
     """
-    with frozen(classifier):
-        _check_input(images, labels, classifier, eps=eps, steps=steps, step_size=step_size)
+    with frozen(classifier) as still:
+        _check_input(images, labels, still, eps=eps, steps=steps, step_size=step_size)
         generator = torch.Generator(images.device).manual_seed(seed)
         noise = torch.empty_like(images).uniform_(-eps, eps, generator=generator)
         start = (images + noise).clamp(0, 1)
-        return _ascend(classifier, images, labels, start, eps=eps, steps=steps, step_size=step_size)
+        return _ascend(still, images, labels, start, eps=eps, steps=steps, step_size=step_size)
 
 
 def fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, *, eps: float = 18 / 255) -> Tensor:
@@ -168,9 +240,9 @@ def fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, *, eps: float = 
     ----------
     Goodfellow, Shlens and Szegedy, *Explaining and Harnessing Adversarial Examples*, ICLR 2015, sec. 4.
     """
-    with frozen(classifier):
-        _check_input(images, labels, classifier, eps=eps)
-        return _ascend(classifier, images, labels, images, eps=eps, steps=1, step_size=eps)
+    with frozen(classifier) as still:
+        _check_input(images, labels, still, eps=eps)
+        return _ascend(still, images, labels, images, eps=eps, steps=1, step_size=eps)
 
 
 def mi_fgsm(
@@ -192,8 +264,8 @@ def mi_fgsm(
     ----------
     Dong et al., *Boosting Adversarial Attacks with Momentum*, CVPR 2018, algorithm 1.
     """
-    with frozen(classifier):
-        _check_input(images, labels, classifier, eps=eps, steps=steps, step_size=step_size, decay=decay)
+    with frozen(classifier) as still:
+        _check_input(images, labels, still, eps=eps, steps=steps, step_size=step_size, decay=decay)
         return _ascend(
-            classifier, images, labels, images, eps=eps, steps=steps, step_size=step_size, decay=decay
+            still, images, labels, images, eps=eps, steps=steps, step_size=step_size, decay=decay
         )

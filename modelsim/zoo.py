@@ -6,8 +6,10 @@ normalisation come first, then a timm network.
 
 import difflib
 import hashlib
+import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -63,10 +65,6 @@ class Classifier(nn.Module):
         self.input_size = input_size
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-
-    def extra_repr(self) -> str:
-        """Show the input size, so that it counts in the fingerprint too."""
-        return f"input_size={self.input_size}"
 
     def forward(self, canvas: Tensor) -> Tensor:
         """Return logits (n, class) of a canvas (n, channel, height, width)."""
@@ -164,25 +162,59 @@ def count_parameters(classifier: nn.Module) -> int:
 
 def count_flops(classifier: nn.Module, canvas: Sequence[int] = (1, 28, 28)) -> int:
     """Floating-point operations of one image (2 × multiply-accumulate; matrix products and convolutions)."""
-    training = classifier.training
+    modes = {module: module.training for module in classifier.modules()}
+    classifier.eval()
     # Gradients stay on: timm passes some parameters from module to module, and the counter wants their graph.
-    with FlopCounterMode(display=False) as counter:
-        classifier.eval()(torch.zeros(1, *canvas))
-    classifier.train(training)
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        classifier(torch.zeros(1, *canvas))
+    for module, mode in modes.items():
+        module.training = mode
     return int(counter.get_total_flops())
 
 
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put the name of a model before the message of whatever is raised inside, and make it a ValueError.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The latter in place of a TypeError.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever a network or an attack raises
+        plain = isinstance(error, TypeError | ValueError)
+        message = f"model {name!r}: {error}" if plain else f"model {name!r}: {type(error).__name__}: {error}"
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(message) from error
+
+
 def fingerprint(classifier: nn.Module) -> str:
-    """SHA-256 of names and values of all weights, to tell two classifiers apart."""
-    seen = dict(classifier.named_buffers()) | classifier.state_dict()
-    return hashlib.sha256(f"{classifier}{_fingerprint(seen)}".encode()).hexdigest()
+    """SHA-256 of all weights and buffers, to tell two classifiers apart.
+
+    Their names don't count, nor does what else a module holds: a wrapper has the fingerprint of what it
+    wraps.
+    """
+    values = dict(classifier.named_buffers()) | classifier.state_dict()
+    digests = sorted(hashlib.sha256(_to_bytes(value)).digest() for value in values.values())
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _fingerprint(weights: Mapping[str, Tensor]) -> str:
+def _to_bytes(value: object) -> bytes:
+    """Return what tells a value of a state dictionary from another: of a tensor, its numbers."""
+    if not isinstance(value, Tensor):
+        return pickle.dumps(value)
+    plain = value.detach().cpu()
+    plain = plain.dequantize() if plain.is_quantized else plain.to_dense()
+    return plain.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values, as it is noted in a weight file."""
     digest = hashlib.sha256()
     for key in sorted(weights):
         digest.update(key.encode())
-        digest.update(weights[key].contiguous().cpu().numpy().tobytes())
+        digest.update(_to_bytes(weights[key]))
     return digest.hexdigest()
 
 
@@ -202,7 +234,7 @@ def save_weights(classifier: nn.Module, path: Path, metadata: Mapping[str, str])
         if not torch.isfinite(value).all():
             raise ValueError(f"{key} does not fit into half precision: {path} is not written")
     partial_path = path.with_suffix(".partial")
-    stored = dict(metadata) | {"sha256": _fingerprint(weights)}
+    stored = dict(metadata) | {"sha256": _digest(weights)}
     safetensors.torch.save_file(weights, partial_path, metadata=stored)
     partial_path.replace(path)
 
@@ -243,7 +275,7 @@ def load_weights(classifier: nn.Module, path: Path) -> None:
         raise FileNotFoundError(f"no weights at {path}: run `python -m modelsim train {path.stem}`")
     metadata = read_metadata(path)
     weights = safetensors.torch.load_file(path)
-    if metadata.get("sha256") != _fingerprint(weights):
+    if metadata.get("sha256") != _digest(weights):
         raise _damaged(path, "its hash differs from the one noted in it")
     expected = {key: value.shape for key, value in classifier.state_dict().items()}
     if {key: value.shape for key, value in weights.items()} != expected:
