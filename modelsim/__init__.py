@@ -43,8 +43,9 @@ from modelsim.scores import (
     transferability,
     white_box_success,
 )
+from modelsim.study import adversarial_images, open_study
 from modelsim.training import Recipe, Teacher, accuracy, fit, train, train_zoo, training_table
-from modelsim.transfer import adversarial_images, open_study, transfer
+from modelsim.transfer import transfer
 from modelsim.zoo import Classifier, Zoo, build, load_zoo
 
 __all__ = [

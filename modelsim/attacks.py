@@ -266,6 +266,4 @@ def mi_fgsm(
     """
     with frozen(classifier) as still:
         _check_input(images, labels, still, eps=eps, steps=steps, step_size=step_size, decay=decay)
-        return _ascend(
-            still, images, labels, images, eps=eps, steps=steps, step_size=step_size, decay=decay
-        )
+        return _ascend(still, images, labels, images, eps=eps, steps=steps, step_size=step_size, decay=decay)

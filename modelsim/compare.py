@@ -1,27 +1,33 @@
 """Where does a classifier of one's own stand? One more row and column of a study."""
 
+import json
+import warnings
+from collections import ChainMap
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from modelsim import attacks
 from modelsim.images import ImageSet, fashion_mnist
-from modelsim.transfer import (
-    Attack,
+from modelsim.study import (
     adversarial_images,
-    attack_settings,
-    perturbation,
+    check_same_predictions,
+    images_of,
     perturbed,
-    predictions,
+    plain_attributes,
+    setting_differences,
 )
-from modelsim.zoo import fingerprint, load_zoo, unknown_name_message
+from modelsim.transfer import Attack, Engine, concerns, default_device, describe_attack
+from modelsim.zoo import check_names, fingerprint, load_zoo, unknown_name_message
+
+_ASKED = 200
+"""Clean images on which a model of the zoo must tell what the one in the study tells."""
 
 
 def compare(
@@ -56,11 +62,12 @@ def compare(
     classifier : nn.Module
         Canvas to logits.
     study : Dataset
-        From `open_study`, or a part of one with the same models as sources and targets.
+        From `open_study`, or a part of one: of its images, or of its models, the same as sources and
+        targets.
     name : str
         Of the classifier, in the result.
     images : ImageSet, optional
-        The images of the study; by default Fashion-MNIST's test images that it names.
+        A set that holds the images of the study; by default Fashion-MNIST's test images.
     zoo : mapping, optional
         The models of the study; by default those that ship with the book.
     attack : callable
@@ -76,33 +83,51 @@ def compare(
         The predictions of the study with `name` as one more source and target, for all scores and
         analyses; without perturbations and clean probabilities.
 
+    Warns
+    -----
+    UserWarning
+        If the scores of the classifier are doubtful; see `transfer`.
+
     Raises
     ------
-    ValueError
-        If `name` is taken, images, attack or a model of the zoo are not those of the study, or the
-        classifier misbehaves (wrong shape, NaN, another number of classes).
+    TypeError, ValueError
+        If `name` is taken, images, attack or a model of the zoo are not those of the study, the study
+        keeps no perturbations, or the classifier misbehaves; see `transfer`.
     """
     names = _names(study, name)
-    images = images or study_images(study)
+    images = images_of(study, images or study_images(study))
     attack = attack or _attack(study)
     _check_attack(study, attack)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    zoo = zoo or load_zoo(names=names)
-    batch_size = study.attrs["batch_size"]
-    attacks_and_evaluations = -(-len(images) // batch_size) + 2 * len(names) + 2
-    with tqdm(total=attacks_and_evaluations, desc=name, disable=not progress) as bar:
+    networks = ChainMap({name: classifier}, cast("Any", zoo or load_zoo(names=names)))
+    batch_size, fold = study.attrs["batch_size"], json.loads(study.attrs["fold"])
+    engine = Engine(networks, images, attack, batch_size, device or default_device(), fold)
+    clean = engine.first_predictions(name)
+    for peer in tqdm(names, desc=f"{name}: the others", disable=not progress, leave=False):
+        _check_peer(peer, engine, study)
+    row, column = _measured(name, names, engine, study, progress=progress)
+    extended = _extended(study, name, row, column, clean)
+    extended.images_without_gradient.loc[{"source": name}] = engine.images_without_gradient(name)
+    hashes = np.array([*study.model_sha256.values, fingerprint(classifier)])
+    extended = extended.assign_coords(model_sha256=("target", hashes))
+    for concern in concerns(extended, [name]):
+        warnings.warn(concern, stacklevel=2)
+    return extended
 
-        def shown(of: str, model: nn.Module, canvas: torch.Tensor) -> NDArray[np.int16]:
+
+def _measured(
+    name: str, others: list[str], engine: Engine, study: xr.Dataset, *, progress: bool
+) -> tuple[list[NDArray[np.int16]], list[NDArray[np.int16]]]:
+    """Return what all see in the images made on one model, itself last, and what it sees in all others'."""
+    batches = -(-len(engine.images) // engine.batch_size)
+    with tqdm(total=batches + 2 * len(others) + 1, desc=name, disable=not progress) as bar:
+
+        def shown(target: str, canvas: Tensor) -> NDArray[np.int16]:
             bar.update()
-            return predictions(of, model, canvas, images, device=device)
+            return engine.predictions(target, canvas)
 
-        column = [shown(name, classifier, adversarial_images(study, s, images)) for s in names]
-        clean = shown(name, classifier, images.images)
-        change = perturbation(name, classifier, images, attack, batch_size=batch_size, device=device, bar=bar)
-        mine = perturbed(images, change)
-        row = [shown(target, _checked(zoo, target, study), mine) for target in names]
-        row.append(shown(name, classifier, mine))
-    return _extended(study, name, row, column, clean)
+        column = [shown(name, adversarial_images(study, other, engine.images)) for other in others]
+        mine = perturbed(engine.images, engine.perturbation(name, bar.update))
+        return [shown(target, mine) for target in (*others, name)], column
 
 
 def _extended(
@@ -113,7 +138,8 @@ def _extended(
     clean: NDArray[np.int16],
 ) -> xr.Dataset:
     names = [*study.source.values.tolist(), name]
-    kept = study[["label", "clean_prediction", "adversarial_prediction"]]
+    kept = study.drop_vars(["model_sha256", "perturbation", "clean_probability"], errors="ignore")
+    kept = kept.drop_dims("test_image", errors="ignore")
     extended = kept.reindex(source=names, target=names, fill_value=-1)
     extended.clean_prediction.loc[{"target": name}] = clean
     extended.adversarial_prediction.loc[{"source": names[:-1], "target": name}] = np.stack(column)
@@ -122,6 +148,7 @@ def _extended(
 
 
 def _names(study: xr.Dataset, name: str) -> list[str]:
+    check_names([name])
     names: list[str] = study.source.values.tolist()
     if names != study.target.values.tolist():
         raise ValueError(
@@ -142,32 +169,32 @@ def study_images(study: xr.Dataset) -> ImageSet:
         If one of them isn't.
     """
     test = fashion_mnist("test")
-    places = {image: place for place, image in enumerate(test.ids)}
-    wanted = study.image.values.tolist()
-    if not set(wanted) <= places.keys():
+    if not set(study.image.values.tolist()) <= set(test.ids):
         raise ValueError(
             f"the study's images ({study.attrs['images']}) don't ship with the book: give `images`"
         )
-    return test[[places[image] for image in wanted]]
+    return images_of(study, test)
 
 
 def _attack(study: xr.Dataset) -> Attack:
     module, _, function = study.attrs["attack"].rpartition(".")
     if module != attacks.__name__ or not hasattr(attacks, function):
         raise ValueError(f"the study's attack is {study.attrs['attack']}: give it as `attack`")
-    return partial(getattr(attacks, function), **study.attrs["attack_settings"])
+    return partial(getattr(attacks, function), **json.loads(study.attrs["attack_settings"]))
 
 
 def _check_attack(study: xr.Dataset, attack: Attack) -> None:
-    there, given = study.attrs["attack_settings"], attack_settings(attack)
-    if there != given:
-        raise ValueError(f"the study's attack has the settings {there}, the one given {given}")
+    given = plain_attributes(describe_attack(attack))
+    there = {key: study.attrs[key] for key in study.attrs if key.startswith("attack")}
+    if differences := setting_differences(there, given):
+        raise ValueError(f"the attack is not the one of the study ({'; '.join(differences)})")
 
 
-def _checked(zoo: Mapping[str, nn.Module], name: str, study: xr.Dataset) -> nn.Module:
-    if name not in zoo:
-        raise ValueError(unknown_name_message("model", name, zoo))
-    model: Any = zoo[name]
-    if fingerprint(model) != study.attrs["models"][name]:
+def _check_peer(name: str, engine: Engine, study: xr.Dataset) -> None:
+    """Raise unless the zoo's model of that name is the study's, by its weights and by what it tells."""
+    if name not in engine.zoo:
+        raise ValueError(unknown_name_message("model", name, engine.zoo))
+    if fingerprint(engine.zoo[name]) != study.model_sha256.sel(target=name):
         raise ValueError(f"{name!r} of the zoo is not the one in the study: its weights differ")
-    return model
+    stored = study.clean_prediction.sel(target=name).values[:_ASKED]
+    check_same_predictions(name, stored, engine.predictions(name, engine.images.images[:_ASKED]))

@@ -54,8 +54,8 @@ from modelsim.clustering import distance
 from modelsim.compare import compare, study_images
 from modelsim.images import ImageSet, data_directory, fashion_mnist
 from modelsim.scores import sat
+from modelsim.study import open_study, setting_differences
 from modelsim.training import Kind, Recipe, Teacher, accuracy, fit
-from modelsim.transfer import open_study, setting_differences
 from modelsim.zoo import Classifier, assemble, fingerprint, load_zoo, split_model_name, unknown_name_message
 
 Floats = NDArray[np.floating]

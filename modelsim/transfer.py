@@ -1,67 +1,171 @@
 """The engine: attack each source once, show the result to every target, and keep all predictions."""
 
+import copy
 import inspect
-import os
-import platform
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from types import CodeType, FunctionType
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-import zarr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from modelsim.attacks import checked_logits, frozen, pgd
-from modelsim.images import ImageSet, check_images
-from modelsim.workers import side_by_side
-from modelsim.zoo import CANVAS_RULE, fingerprint
+from modelsim import attacks
+from modelsim.attacks import count_without_gradient, frozen, logits, pgd
+from modelsim.images import ImageSet, check_images, check_whole
+from modelsim.study import (
+    PROBABILITY_STEPS,
+    STORE,
+    Store,
+    is_absent,
+    open_study,
+    perturbed,
+    stored_settings,
+    to_8_bit,
+)
+from modelsim.workers import check_workers, side_by_side, sole_writer
+from modelsim.zoo import CANVAS_RULE, check_names, fingerprint, naming
+from modelsim.zoo import fold as fold_classifier
 
 Attack = Callable[..., Tensor]
 
-_STORE = "study.zarr"
-_FORMAT = "modelsim study 1"
-_CHUNK_KEYS: Any = {"name": "default", "separator": "."}
-_ABSENT: Mapping[str, Any] = {
-    "source": "",
-    "target": "",
-    "image": "",
-    "class": "",
-    "label": -1,
-    "clean_prediction": -1,
-    "adversarial_prediction": -1,
-    "perturbation": -128,
-    "finished": False,
-    "test_image": "",
-    "test_label": -1,
-    "clean_probability": 65_535,
-}
-"""The arrays of a store, and the value, never a real one, that zarr puts where a chunk is missing."""
+_BUDGET = 2**30
+"""Bytes of weights that a process keeps at hand, so that a network needn't be loaded for each source."""
 
-_OF_ONE_MODEL = ("adversarial_prediction", "perturbation", "clean_probability")
-_OF_TEST_IMAGES = ("test_image", "test_label", "clean_probability")
-_PROBABILITY_STEPS = 10_000
+_ASKED_AGAIN = 60
+"""Images on which a network must tell the same in batches of other sizes and other company."""
+
+_UNSTEADY = 0.02
+"""Share of their answers that may differ, by rounding."""
+
+
+@dataclass(eq=False)
+class Engine:
+    """Networks as they are attacked and asked: by name, on the device, and folded if that is set.
+
+    What goes wrong in a network is raised with its name.
+    """
+
+    zoo: Mapping[str, nn.Module]
+    images: ImageSet
+    attack: Attack
+    batch_size: int
+    device: str
+    fold: bool = True
+    _kept: dict[str, nn.Module] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send no network that can be loaded again."""
+        return self.__dict__ | {"_kept": {}}
+
+    def network(self, name: str) -> nn.Module:
+        """Load a network, or find it in memory, where networks stay up to a budget."""
+        if name in self._kept:
+            return self._kept[name]
+        loaded = self.zoo[name]
+        with naming(name), frozen(loaded) as network:
+            if any(tensor.device != torch.device(self.device) for tensor in _tensors(network)):
+                network = copy.deepcopy(network).to(self.device)
+            if self.fold:
+                network = fold_classifier(network, self.images.images[:8].to(self.device))
+        if (
+            sum(tensor.nbytes for kept in (network, *self._kept.values()) for tensor in _tensors(kept))
+            < _BUDGET
+        ):
+            self._kept[name] = network
+        return network
+
+    def perturbation(self, name: str, attacked: Callable[[], object] = int) -> NDArray[np.int8]:
+        """Attack a network batch by batch; return the change of every pixel, rounded to whole 255ths.
+
+        `attacked` is called after every batch.
+        """
+        adversarial = []
+        for start in range(0, len(self.images), self.batch_size):
+            part = self.images[start : start + self.batch_size]
+            with naming(name), frozen(self.network(name)) as still:
+                adversarial.append(self._attacked(still, part, start))
+            attacked()
+        change = to_8_bit(torch.cat(adversarial)) - to_8_bit(self.images.images)
+        if (most := int(change.abs().max())) > 127:
+            raise ValueError(f"model {name!r}: a perturbation of {most}/255 doesn't fit the store's 127/255")
+        return change.numpy().astype(np.int8)
+
+    def _attacked(self, network: nn.Module, part: ImageSet, start: int) -> Tensor:
+        seed = attack_settings(self.attack).get("seed")
+        advanced = {} if seed is None else {"seed": seed + start}
+        x, y = part.images.to(self.device, copy=True), part.labels.to(self.device, copy=True)
+        batch = self.attack(network, x, y, **advanced)
+        check_images(batch)
+        if batch.shape != x.shape:
+            raise ValueError(f"the attack turned {tuple(x.shape)} into {tuple(batch.shape)}")
+        return batch.detach().cpu()
+
+    def logits(self, name: str, canvas: Tensor, *, batch_size: int = 100) -> Tensor:
+        """Return the logits (image, class) of a network, which must have the classes of the images."""
+        with naming(name):
+            found = logits(self.network(name), canvas, batch_size=batch_size, device=self.device)
+            if found.shape[1] != len(self.images.classes):
+                raise ValueError(
+                    f"it has {found.shape[1]} classes, the image set and its peers {len(self.images.classes)}"
+                )
+        return found
+
+    def predictions(self, name: str, canvas: Tensor) -> NDArray[np.int16]:
+        """Return the predicted classes (image,)."""
+        return self.logits(name, canvas).argmax(1).numpy().astype(np.int16)
+
+    def first_predictions(self, name: str) -> NDArray[np.int16]:
+        """Return the predicted classes (image,) of the clean images.
+
+        Raises
+        ------
+        ValueError
+            If the network misbehaves, or tells images otherwise in batches of another size or in other
+            company: it is random, or takes statistics of the batch.
+        """
+        few = self.images.images[:_ASKED_AGAIN]
+        expected = self.logits(name, few, batch_size=len(few)).argmax(1)
+        differing = []
+        for order, size in ((expected.argsort(stable=True), 7), (expected.argsort(descending=True), 11)):
+            again = self.logits(name, few[order], batch_size=size).argmax(1)
+            differing.append(float((again != expected[order]).float().mean()))
+        if (share := np.mean(differing)) > _UNSTEADY:
+            raise ValueError(
+                f"model {name!r}: it tells {share:.0%} of {len(few)} images otherwise when they come in "
+                "batches of other sizes and company: switch off what is random or averages over the batch"
+            )
+        return self.predictions(name, self.images.images)
+
+    def images_without_gradient(self, name: str) -> int:
+        """Count the clean images that leave an attack no gradient to follow."""
+        x, y = self.images.images, self.images.labels
+        with naming(name):
+            return count_without_gradient(self.network(name), x.to(self.device), y.to(self.device))
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
 
 
 @dataclass(frozen=True)
 class _Work:
     """What is the same for every source; sent once to each worker."""
 
-    store: Path
-    zoo: Mapping[str, nn.Module]
-    images: ImageSet
-    attack: Attack
-    batch_size: int
-    device: str
+    store: Store
+    engine: Engine
     test_images: ImageSet | None
+    attacked: Callable[[], object] = int
 
 
 def transfer(
@@ -75,6 +179,8 @@ def transfer(
     device: str | None = None,
     workers: int = 1,
     scheduler: str | None = None,
+    fold: bool | None = None,
+    perturbations: bool | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Attack every classifier of `zoo` and show the adversarial images to all of them.
@@ -103,7 +209,8 @@ def transfer(
         What to attack.
     attack : callable
         `attack(classifier, images, labels, **settings)`, such as `pgd` or a `functools.partial` of
-        it. Its settings are recorded; a `seed` among them is advanced for every batch.
+        it. Its settings are recorded, and its code if it isn't one of modelsim's; a `seed` among them is
+        advanced for every batch.
     out : path
         Folder for the study, in `out/study.zarr`.
     test_images : ImageSet, optional
@@ -120,6 +227,13 @@ def transfer(
     scheduler : str, optional
         Address of a Dask scheduler, such as `"tcp://10.0.0.1:8786"`, whose workers are used instead.
         They need one thread each, this environment, the `device`, and `out` on a disk that all share.
+    fold : bool, optional
+        Make one convolution of each that a batch normalisation follows, before anything is computed: exact
+        but for rounding, and faster. By default as in the study that is there, else yes.
+    perturbations : bool, optional
+        Keep the change of every pixel, so that adversarial images can be rebuilt. Without, a source that
+        is half done is attacked anew when the run goes on, and so is every source when the study is
+        extended; `compare` refuses the study. By default as in the study that is there, else yes.
     progress : bool
         Show a progress bar.
 
@@ -128,16 +242,27 @@ def transfer(
     Dataset
         The study, as from `open_study`.
 
+    Warns
+    -----
+    UserWarning
+        Once a model whose scores are doubtful: it knows little of what its peers know, it leaves an
+        attack no gradient to follow, or the attack on itself fails.
+
     Raises
     ------
     ValueError
-        If the zoo is empty, a classifier misbehaves (wrong shape, NaN, another number of classes than
-        its peers), the attack leaves the canvas, or `out` holds a study with other settings: the
-        message names the difference. What was finished before stays on disk. Also if `test_images`
+        If the zoo is empty, a classifier misbehaves (raises, returns another shape, NaN, infinity, or
+        another number of classes than its peers; tells an image otherwise when it is asked again or in
+        other company), the attack leaves the canvas or can't be recorded, or `out` holds a study with
+        other settings or other networks: the message names the difference. What was finished before
+        stays on disk. Also if `test_images`
         has other classes than `images`, `workers` is less than 1 or given beside
         `scheduler`, or a worker of the scheduler has several threads or another environment.
     TypeError
-        If there are several workers and the zoo or the attack can't be pickled.
+        If a name or a classifier isn't one, or there are several workers and the zoo or the attack can't
+        be pickled.
+    BlockingIOError
+        If another run writes to `out`.
     RuntimeError
         If a script asks for several workers outside `if __name__ == "__main__":`.
     FileExistsError
@@ -145,187 +270,157 @@ def transfer(
     OSError
         If `out` can't be written, no scheduler answers or it has no worker, or a worker died.
     """
-    _check_workers(workers, scheduler)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_workers(workers, scheduler)
+    _check_input(zoo, images, test_images, batch_size)
+    engine = Engine(zoo, images, attack, batch_size, device or default_device())
+    out, path = Path(out), Path(out).absolute() / STORE
+    settings = _settings(engine, test_images, stored_settings(path), fold, perturbations)
+    engine, store = replace(engine, fold=settings["fold"]), Store(path, settings)
+    # A folder that isn't there is made only after all models have answered.
+    with sole_writer(out) if out.exists() else nullcontext():
+        store.check_settings()
+        names = tqdm(zoo, desc="clean images", disable=not progress, leave=False)
+        clean = {name: engine.first_predictions(name) for name in names}
+    with sole_writer(out):
+        store.prepare(clean, images, test_images)
+        _finish(_Work(store, engine, test_images), workers, scheduler, progress=progress)
+        study = open_study(out)
+    for concern in concerns(study, list(zoo)):
+        warnings.warn(concern, stacklevel=2)
+    return study
+
+
+def default_device() -> str:
+    """Return `"cuda"` where there is one, else `"cpu"`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_input(
+    zoo: Mapping[str, nn.Module], images: ImageSet, test_images: ImageSet | None, batch_size: int
+) -> None:
     if not zoo:
         raise ValueError("the zoo is empty: give at least one classifier")
+    check_names(zoo)
+    check_whole(batch_size=batch_size)
     if test_images is not None and test_images.classes != images.classes:
         raise ValueError(f"the test images have classes {test_images.classes}, the images {images.classes}")
-    store = Path(out) / _STORE
-    work = _Work(store.absolute(), zoo, images, attack, batch_size, device, test_images)
-    settings = _settings(work)
-    _finish_replacement(store)
-    if not store.exists():
-        _create(store, work, settings)
-    group = _open_store(store, mode="r+")
-    is_extended = _is_extended(store, group.attrs["settings"], settings)
-    finished = _check_finished(group, store)
-    if is_extended:
-        _create(store, work, settings, known=group)
-        finished = np.zeros(len(zoo), dtype=bool)
-    for leftover in store.rglob("*.partial"):
-        leftover.unlink()
-    _finish(work, finished, workers, scheduler, progress=progress)
-    return open_study(out)
 
 
-def _check_workers(workers: int, scheduler: str | None) -> None:
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-    if workers > 1 and scheduler:
-        raise ValueError(f"give workers={workers} or scheduler={scheduler!r}, not both")
-
-
-def _finish(
-    work: _Work, finished: NDArray[np.bool_], workers: int, scheduler: str | None, *, progress: bool
-) -> None:
+def _finish(work: _Work, workers: int, scheduler: str | None, *, progress: bool) -> None:
     """Finish every source that isn't, one after the other or side by side."""
-    names, batches = list(work.zoo), -(-len(work.images) // work.batch_size)
-    missing = np.flatnonzero(~finished).tolist()
-    done = (len(names) - len(missing)) * batches
-    with tqdm(total=len(names) * batches, initial=done, disable=not progress) as bar:
+    engine, missing = work.engine, work.store.unfinished()
+    batches, here = -(-len(engine.images) // engine.batch_size), workers == 1 and not scheduler
+    done = (len(engine.zoo) - len(missing)) * batches
+    with tqdm(total=len(engine.zoo) * batches, initial=done, disable=not progress) as bar:
 
-        def show(index: int) -> None:
-            bar.set_description(names[index])
-            bar.update(batches)
+        def show(name: str, _: None) -> None:
+            bar.set_description(name)
+            if not here:
+                bar.update(batches)
 
-        if missing and (workers > 1 or scheduler):
-            side_by_side(_finish_afar, work, missing, workers=workers, scheduler=scheduler, done=show)
-        else:
-            for index in missing:
-                _finish_source(work, index, bar)
-
-
-def _finish_afar(work: _Work, index: int) -> None:
-    """Finish one source in another process."""
-    if not work.store.is_dir():
-        raise FileNotFoundError(
-            f"a worker finds no {work.store}: give an `out` on a disk that all workers share"
-        )
-    there = cast("Mapping[str, Any]", zarr.open_group(work.store, mode="r").attrs["settings"])["versions"]
-    if _versions() != there:
-        raise ValueError(
-            f"a worker has {_versions()}, the study is made with {there}: give all workers one environment"
-        )
-    _finish_source(work, index, tqdm(disable=True))
+        if here:
+            work = replace(work, attacked=bar.update)
+        side_by_side(_finish_source, work, missing, show, workers=workers, scheduler=scheduler)
 
 
-def _finish_source(work: _Work, index: int, bar: "tqdm[Any]") -> None:
+def _finish_source(work: _Work, name: str) -> None:
     """Attack one source and evaluate every target, as far as this isn't stored, and mark it finished."""
-    zoo, images, group = work.zoo, work.images, zarr.open_group(work.store, mode="r+")
-    name = list(zoo)[index]
-    bar.set_description(name)
-    change = _stored(group, "perturbation", index)
-    if _is_absent("perturbation", change).any():
-        change = perturbation(
-            name, zoo[name], images, work.attack, batch_size=work.batch_size, device=work.device, bar=bar
+    store, engine = work.store, work.engine
+    _check_worker(store)
+    adversarial = perturbed(engine.images, _change(work, name))
+    rows = store.known("adversarial_prediction", name)
+    for row, target in zip(rows, engine.zoo, strict=True):
+        if is_absent("adversarial_prediction", row):
+            row[:] = engine.predictions(target, adversarial)
+    store.write("adversarial_prediction", name, rows)
+    if is_absent("images_without_gradient", store.known("images_without_gradient", name)):
+        store.write("images_without_gradient", name, engine.images_without_gradient(name))
+    if work.test_images is not None and is_absent(
+        "clean_probability", store.known("clean_probability", name)
+    ):
+        probabilities = engine.logits(name, work.test_images.images).double().softmax(1)
+        store.write("clean_probability", name, (probabilities * PROBABILITY_STEPS).round().numpy())
+    store.write("finished", name, values=True)
+
+
+def _check_worker(store: Store) -> None:
+    """Raise if this process, perhaps on another machine, doesn't see the store or has another environment."""
+    if not store.path.is_dir():
+        raise FileNotFoundError(
+            f"a worker finds no {store.path}: give an `out` on a disk that all workers share"
         )
-        _array(group, "perturbation")[index] = change
-    else:
-        bar.update(-(-len(images) // work.batch_size))
-    adversarial = perturbed(images, change)
-    rows = _stored(group, "adversarial_prediction", index)
-    for row, target in zip(rows, zoo, strict=True):
-        if _is_absent("adversarial_prediction", row).any():
-            row[:] = predictions(target, zoo[target], adversarial, images, device=work.device)
-    _array(group, "adversarial_prediction")[index] = rows
-    if work.test_images is not None:
-        known = _stored(group, "clean_probability", index)
-        if _is_absent("clean_probability", known).any():
-            known = _probabilities(name, zoo[name], work.test_images, device=work.device)
-            _array(group, "clean_probability")[index] = known
-    _array(group, "finished")[index] = True
+    if _versions() != store.settings["versions"]:
+        raise ValueError(
+            f"a worker has {_versions()}, the study is made with {store.settings['versions']}: "
+            "give all workers one environment"
+        )
 
 
-def _stored(group: zarr.Group, name: str, index: int) -> NDArray[Any]:
-    """Read what is known of a source that isn't finished; what is missing or damaged counts as absent."""
-    array = _array(group, name)
-    try:
-        return np.array(array[index])
-    except (OSError, ValueError, KeyError, RuntimeError):
-        # Damage in a finished source has been reported, with the advice to have it computed anew.
-        return np.full(array.shape[1:], _ABSENT[name], array.dtype)
+def _change(work: _Work, name: str) -> NDArray[np.int8]:
+    """Return the perturbation of a source, from the store if it is there."""
+    store, engine, is_kept = work.store, work.engine, work.store.settings["perturbations"]
+    if is_kept and not is_absent("perturbation", change := store.known("perturbation", name)):
+        for _ in range(0, len(engine.images), engine.batch_size):
+            work.attacked()
+        return change
+    change = engine.perturbation(name, work.attacked)
+    if is_kept:
+        store.write("perturbation", name, change)
+    return change
 
 
-def _is_absent(name: str, values: NDArray[Any]) -> NDArray[np.bool_]:
-    return values == _ABSENT[name]
+def concerns(study: xr.Dataset, names: Sequence[str]) -> Iterator[str]:
+    """Say what makes the scores of single models doubtful: at most one sentence a model."""
+    correct = (study.clean_prediction == study.label).to_pandas().astype(float)
+    both = correct @ correct.T / correct.shape[1]
+    accuracy = correct.mean(axis=1)
+    for name in names:
+        peers = accuracy.drop(name)
+        # Of two models that have little in common, the less accurate one is named.
+        better = peers[(peers > accuracy[name]) | ((peers == accuracy[name]) & (peers.index > name))]
+        apart = [peer for peer in better.index if both.loc[name, peer] < 0.5]
+        found = []
+        if accuracy[name] < peers.median() / 2:
+            found.append(
+                f"it is right on {accuracy[name]:.0%} of the clean images, its peers on {peers.median():.0%} "
+                "(another order of classes, or nothing learned?)"
+            )
+        if apart:
+            more = f" and {len(apart) - 1} more" if apart[1:] else ""
+            share = f"{both.loc[name, apart].min():.0%}"
+            found.append(f"it and {apart[0]!r}{more} are both right on few of the images ({share})")
+        found += _gradient_concerns(study.sel(source=name, target=name))
+        if found:
+            yield f"model {name!r}: {'; '.join(found)}: its scores say little"
 
 
-def perturbation(
-    name: str,
-    source: nn.Module,
-    images: ImageSet,
-    attack: Attack,
-    *,
-    batch_size: int,
-    device: str,
-    bar: "tqdm[Any]",
-) -> NDArray[np.int8]:
-    """Attack one source batch by batch; return the change of every pixel, rounded to whole 255ths."""
-    source, seed = source.to(device), attack_settings(attack).get("seed")
-    adversarial = []
-    for start in range(0, len(images), batch_size):
-        x, y = images.images[start : start + batch_size], images.labels[start : start + batch_size]
-        advanced = {} if seed is None else {"seed": seed + start}
-        with _blamed_on(name):
-            batch = attack(source, x.to(device), y.to(device), **advanced).cpu()
-            if batch.shape != x.shape:
-                raise ValueError(f"the attack turned {tuple(x.shape)} into {tuple(batch.shape)}")
-            check_images(batch)
-        adversarial.append(batch)
-        bar.update()
-    change = _to_8_bit(torch.cat(adversarial)) - _to_8_bit(images.images)
-    if change.abs().max() > 127:
-        raise ValueError(f"a perturbation of {int(change.abs().max())}/255 doesn't fit the store's 127/255")
-    return change.numpy().astype(np.int8)
+def _gradient_concerns(own: xr.Dataset) -> Iterator[str]:
+    """Say what is wrong with the attack of one model on itself."""
+    blind, n = int(own.images_without_gradient), own.sizes["image"]
+    if blind > 0.05 * n:
+        yield f"on {blind} of {n} clean images its gradient is zero or not finite: no attack can follow it"
+    right = (own.clean_prediction == own.label).values
+    fooled = (own.adversarial_prediction != own.label).values[right]
+    if right.any() and fooled.mean() < 0.1:
+        yield f"the attack on itself succeeds on {fooled.mean():.0%} of {right.sum()} images"
 
 
-def _to_8_bit(images: Tensor) -> Tensor:
-    """Round (not truncate) a canvas to whole 255ths, as int16."""
-    return (images * 255).round().to(torch.int16)
+def describe_attack(attack: Attack) -> dict[str, Any]:
+    """Tell one attack from another: its name, its settings and, unless it is modelsim's, its code.
 
-
-def _logits(
-    name: str, classifier: nn.Module, canvas: Tensor, images: ImageSet, *, device: str, batch_size: int = 100
-) -> Tensor:
-    """Return the logits (image, class) of one classifier, on the CPU."""
-    logits = []
-    with frozen(classifier.to(device)), torch.no_grad(), _blamed_on(name):
-        for batch in canvas.split(batch_size):
-            of_batch = checked_logits(classifier, batch.to(device))
-            if of_batch.shape[1] != len(images.classes):
-                raise ValueError(
-                    f"it has {of_batch.shape[1]} classes, the image set and its peers {len(images.classes)}"
-                )
-            logits.append(of_batch.cpu())
-    return torch.cat(logits)
-
-
-def predictions(
-    name: str, classifier: nn.Module, canvas: Tensor, images: ImageSet, *, device: str
-) -> NDArray[np.int16]:
-    """Return the predicted classes (image,) of one classifier."""
-    return _logits(name, classifier, canvas, images, device=device).argmax(1).numpy().astype(np.int16)
-
-
-def _probabilities(name: str, classifier: nn.Module, images: ImageSet, *, device: str) -> NDArray[np.uint16]:
-    """Return the probabilities (image, class) of one classifier, in 1/10,000."""
-    probabilities = _logits(name, classifier, images.images, images, device=device).double().softmax(1)
-    return (probabilities * _PROBABILITY_STEPS).round().numpy().astype(np.uint16)
-
-
-class _blamed_on:
-    """Put the name of a model before the message of a TypeError or ValueError raised inside."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, TypeError | ValueError):
-            raise ValueError(f"model {self.name!r}: {error}") from error
+    Raises
+    ------
+    TypeError
+        If it isn't a function, or `functools.partial` of one.
+    ValueError
+        If a part of its settings can't be recorded, see `attack_settings`.
+    """
+    settings = attack_settings(attack)
+    function: Any = attack.func if isinstance(attack, partial) else attack
+    described = {"attack": f"{function.__module__}.{function.__qualname__}", "attack_settings": settings}
+    if function.__module__ != attacks.__name__:
+        described["attack_code"] = sha256("".join(_code(function)).encode()).hexdigest()
+    return described
 
 
 def attack_settings(attack: Attack) -> dict[str, Any]:
@@ -338,10 +433,24 @@ def attack_settings(attack: Attack) -> dict[str, Any]:
 
     Raises
     ------
+    TypeError
+        If it isn't a function, or `functools.partial` of one.
     ValueError
         If a setting without a default is not given, or a setting can't be recorded: only numbers,
-        strings, booleans and None can.
+        strings, booleans and None can, and only where they are parameters.
     """
+    function = attack.func if isinstance(attack, partial) else attack
+    if not isinstance(function, FunctionType):
+        raise TypeError(
+            f"an attack must be a function(classifier, images, labels, *, …), got {type(function).__name__}: "
+            "call it from a function, with its settings as keyword parameters"
+        )
+    if function.__closure__ or (isinstance(attack, partial) and attack.args):
+        hidden = ", ".join(function.__code__.co_freevars) or "positional arguments"
+        raise ValueError(
+            f"can't record what the attack {function.__qualname__} takes from around it ({hidden}): make "
+            "it keyword parameters, and set them with functools.partial(attack, name=value)"
+        )
     settings = dict(attack.keywords) if isinstance(attack, partial) else {}
     for parameter in inspect.signature(attack).parameters.values():
         if parameter.default is not inspect.Parameter.empty:
@@ -354,308 +463,52 @@ def attack_settings(attack: Attack) -> dict[str, Any]:
     return settings
 
 
+def _code(function: FunctionType, seen: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Yield what a function does: its instructions, and what they name around it in its module."""
+    codes = [function.__code__]
+    for code in codes:
+        constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
+        codes += [c for c in code.co_consts if isinstance(c, CodeType)]
+        yield f"{code.co_code.hex()} {code.co_names} {[_shown(constant) for constant in constants]}"
+    for name in sorted({name for code in codes for name in code.co_names} - seen):
+        value = function.__globals__.get(name)
+        if isinstance(value, bool | int | float | str):
+            yield f"{name}={value!r}"
+        elif isinstance(value, FunctionType) and value.__module__ == function.__module__:
+            yield from _code(value, seen | {name})
+
+
+def _shown(constant: object) -> str:
+    # The order of a set changes from process to process.
+    return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
+
+
 def _versions() -> dict[str, str]:
     return {package: version(package) for package in ("modelsim", "torch", "timm", "numpy")}
 
 
-def _settings(work: _Work) -> dict[str, Any]:
+def _settings(
+    engine: Engine,
+    test_images: ImageSet | None,
+    stored: Mapping[str, Any],
+    fold: bool | None,
+    perturbations: bool | None,
+) -> dict[str, Any]:
     """Everything that a study's numbers depend on, as it goes into the attributes."""
-    function = work.attack.func if isinstance(work.attack, partial) else work.attack
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    test = work.test_images
-    of_test = {} if test is None else {"test_images": test.name, "test_images_sha256": test.fingerprint()}
-    return {
-        "attack": f"{function.__module__}.{name}",
-        "attack_settings": attack_settings(work.attack),
+    settings = describe_attack(engine.attack) | {
+        "batch_size": engine.batch_size,
         "canvas_rule": CANVAS_RULE,
-        "images": work.images.name,
-        "images_sha256": work.images.fingerprint(),
-        **of_test,
-        "batch_size": work.batch_size,
-        "device": work.device,
+        "device": engine.device,
+        "fold": stored.get("fold", True) if fold is None else fold,
+        "perturbations": stored.get("perturbations", True) if perturbations is None else perturbations,
         "versions": _versions(),
-        "models": {name: fingerprint(work.zoo[name]) for name in work.zoo},
+        "models": {},
     }
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say how the settings of what is stored differ from those asked for now."""
-    return [
-        f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-
-
-def _is_extended(store: Path, stored: Any, settings: Mapping[str, Any]) -> bool:
-    """Tell whether there is more to compute than was asked before; refuse what was made otherwise."""
-    before, now = dict(_flat(stored)), dict(_flat(settings))
-    added = {key for key in now.keys() - before.keys() if key.startswith(("models.", "test_images"))}
-    if differences := setting_differences(before, {key: now[key] for key in now if key not in added}):
-        raise ValueError(
-            f"{store} was made with other settings ({'; '.join(differences)}): choose another folder, "
-            "or delete it to start anew"
-        )
-    return bool(added) or list(stored["models"]) != list(settings["models"])
-
-
-def _create(
-    store: Path, work: _Work, settings: Mapping[str, Any], *, known: zarr.Group | None = None
-) -> None:
-    """Write a store with everything but the attacks that aren't `known`; it appears whole or not at all."""
-    zoo, images = work.zoo, work.images
-    clean = np.stack([predictions(n, zoo[n], images.images, images, device=work.device) for n in zoo])
-    unfinished = store.with_name(f"{store.name}.unfinished")
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
-    try:
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        attributes = {
-            "format": _FORMAT,
-            "settings": dict(settings),
-            "hardware": f"{os.cpu_count()} CPUs, {platform.machine()}",
-        }
-        group = zarr.create_group(unfinished, attributes=attributes)
-    except OSError as error:
-        raise OSError(f"can't write the study to {store.parent}: {error}") from error
-    names = np.array(list(zoo), dtype=object)
-    n, shape = len(names), images.images.shape
-    _write(group, "source", names, ("source",))
-    _write(group, "target", names, ("target",))
-    _write(group, "image", np.array(images.ids, dtype=object), ("image",))
-    _write(group, "class", np.array(images.classes, dtype=object), ("class",))
-    _write(group, "label", images.labels.numpy().astype(np.int16), ("image",))
-    _write(group, "clean_prediction", clean, ("target", "image"))
-    pixels = ("source", "image", "channel", "y", "x")
-    _add(group, "perturbation", pixels, (n, *shape), (1, *shape), "int8", {"units": "1/255"})
-    triples = ("source", "target", "image")
-    _add(group, "adversarial_prediction", triples, (n, n, shape[0]), (1, n, shape[0]), "int16")
-    if work.test_images is not None:
-        _add_test_images(group, work.test_images, n)
-    _add(group, "finished", ("source",), (n,), (1,), "bool")
-    if known is not None:
-        _inherit(group, known)
-        store.rename(_replaced(store))
-    unfinished.rename(store)
-    _finish_replacement(store)
-
-
-def _inherit(group: zarr.Group, known: zarr.Group) -> None:
-    """Copy what a store of fewer models knows of each source."""
-    before, now = (list(cast("Any", g.attrs["settings"])["models"]) for g in (known, group))
-    places = [now.index(name) for name in before]
-    for index, place in enumerate(places):
-        for name in set(_names(known)) & set(_OF_ONE_MODEL) - {"adversarial_prediction"}:
-            _array(group, name)[place] = _stored(known, name, index)
-        rows = _stored(group, "adversarial_prediction", place)
-        rows[places] = _stored(known, "adversarial_prediction", index)
-        _array(group, "adversarial_prediction")[place] = rows
-
-
-def _replaced(store: Path) -> Path:
-    return store.with_name(f"{store.name}.replaced")
-
-
-def _finish_replacement(store: Path) -> None:
-    """Bring a store back if the run that replaced it was killed on the way, else remove it."""
-    replaced = _replaced(store)
-    if replaced.exists() and not store.exists():
-        replaced.rename(store)
-    elif replaced.exists():
-        shutil.rmtree(replaced)
-
-
-def _add_test_images(group: zarr.Group, images: ImageSet, n: int) -> None:
-    """Add what is known of the test images, and room for the probabilities of `n` models."""
-    _write(group, "test_image", np.array(images.ids, dtype=object), ("test_image",))
-    _write(group, "test_label", images.labels.numpy().astype(np.int16), ("test_image",))
-    shape = (len(images), len(images.classes))
-    # By this attribute xarray, and others that know the CF convention, read floats in 0 … 1.
-    scale = {"scale_factor": 1 / _PROBABILITY_STEPS}
-    dimensions = ("target", "test_image", "class")
-    _add(group, "clean_probability", dimensions, (n, *shape), (1, *shape), "uint16", scale)
-
-
-def _add(
-    group: zarr.Group,
-    name: str,
-    dimensions: tuple[str, ...],
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    dtype: Any,
-    attributes: dict[str, Any] | None = None,
-) -> "zarr.Array[Any]":
-    """Add an empty array, compressed and with a checksum for every chunk."""
-    return group.create_array(
-        name,
-        shape=shape,
-        chunks=chunks,
-        dtype=dtype,
-        fill_value=_ABSENT[name],
-        dimension_names=dimensions,
-        compressors=[ZstdCodec(level=19), Crc32cCodec()],
-        chunk_key_encoding=_CHUNK_KEYS,
-        attributes=attributes,
-    )
-
-
-def _write(group: zarr.Group, name: str, values: NDArray[Any], dimensions: tuple[str, ...]) -> None:
-    """Add an array of one chunk, filled with `values`."""
-    dtype = str if values.dtype == object else values.dtype
-    _add(group, name, dimensions, values.shape, values.shape, dtype)[:] = values
-
-
-def _array(group: zarr.Group, name: str) -> "zarr.Array[Any]":
-    return cast("zarr.Array[Any]", group[name])
-
-
-def _open_store(store: Path, *, mode: Literal["r", "r+"]) -> zarr.Group:
-    """Open a store and read every array but the large ones once, so that damage is found at once.
-
-    Raises
-    ------
-    FileExistsError
-        If it is something else than a study.
-    ValueError
-        If an array can't be read back whole.
-    """
-    try:
-        group = zarr.open_group(store, mode=mode)
-    except (OSError, ValueError, KeyError) as error:
-        raise FileExistsError(f"{store} is not a study, or its zarr.json is damaged: {error}") from error
-    if group.attrs.get("format") != _FORMAT:
-        raise FileExistsError(f"{store} is not a modelsim study: choose another folder")
-    for name in _names(group):
-        if name not in _OF_ONE_MODEL:
-            _read(group, store, name, advice=f"delete {store} and run the transfer again")
-    return group
-
-
-def _names(group: zarr.Group) -> list[str]:
-    """Names of the arrays that a store must have."""
-    settings = cast("Mapping[str, Any]", group.attrs["settings"])
-    return [name for name in _ABSENT if name not in _OF_TEST_IMAGES or "test_images" in settings]
-
-
-def _check_finished(group: zarr.Group, store: Path) -> NDArray[np.bool_]:
-    """Return which sources are finished, after reading each of them back whole."""
-    finished: NDArray[np.bool_] = np.asarray(_array(group, "finished")[:])
-    for index in map(int, np.flatnonzero(finished)):
-        marker = store / "finished" / f"c.{index}"
-        advice = f"delete {marker} and run the transfer again: it recomputes this source only"
-        for name in set(_names(group)) & set(_OF_ONE_MODEL):
-            _read(group, store, name, index, advice=advice)
-    return finished
-
-
-def _read(group: zarr.Group, store: Path, name: str, index: int | None = None, *, advice: str) -> None:
-    """Raise, naming store, array and advice, unless an array (or one source of it) can be read whole."""
-    what = name if index is None else f"{name} of source {index}"
-    try:
-        values = np.asarray(_array(group, name)[slice(None) if index is None else index])
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        why = str(error)
-    else:
-        if name == "finished" or bool((values != _ABSENT[name]).all()):
-            return
-        why = "missing"
-    raise ValueError(
-        f"study {store}: {what} is truncated or corrupted ({why}). "
-        f"Restore the store from where it came, or {advice}"
-    )
-
-
-def open_study(path: str | Path) -> xr.Dataset:
-    """Open a study that `transfer` has written.
-
-    Examples
-    --------
-    >>> study = open_study("data/fashion69")
-    >>> study.adversarial_prediction.sel(source="resnet50", target="convnext_tiny")
-
-    Parameters
-    ----------
-    path : path
-        The folder that was given to `transfer` as `out`.
-
-    Returns
-    -------
-    Dataset
-        `adversarial_prediction` (source, target, image), `clean_prediction` (target, image), `label`
-        (image): class indices; `perturbation` (source, image, channel, y, x): int8 in 1/255, read
-        from disk when it is used. Names of models, images and classes are coordinates; attack,
-        settings, canvas rule and versions are attributes. If test images were given: also
-        `clean_probability` (target, test_image, class), float in steps of 0.0001, read from disk when
-        it is used, and the coordinates `test_image` (ids) and `test_label` (class indices).
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no study.
-    ValueError
-        If the study isn't finished or is damaged.
-    """
-    store = Path(path) / _STORE
-    if not store.is_dir():
-        raise FileNotFoundError(
-            f"no study at {store}: make one with `python -m modelsim transfer --out {path}`"
-        )
-    finished = _check_finished(_open_store(store, mode="r"), store)
-    if not finished.all():
-        raise ValueError(
-            f"study {store} has {int(finished.sum())} of {len(finished)} sources: "
-            "run the same `transfer` again to finish it"
-        )
-    study = xr.open_zarr(store, consolidated=False, chunks=None).drop_vars("finished")
-    for name in set(study.variables) - {"perturbation", "clean_probability"}:
-        study[name].load()
-    names = [n for n in ("source", "target", "image", "class", "test_image") if n in study.variables]
-    study = study.assign_coords({name: np.array(study[name].values.tolist()) for name in names})
-    if "test_label" in study:
-        study = study.set_coords("test_label")
-    settings = study.attrs.pop("settings")
-    return study.assign_attrs(settings)
-
-
-def adversarial_images(study: xr.Dataset, source: str, images: ImageSet) -> Tensor:
-    """Rebuild the adversarial images of one source exactly as the targets saw them.
-
-    Parameters
-    ----------
-    study : Dataset
-        From `open_study`.
-    source : str
-        A source of the study.
-    images : ImageSet
-        The image set of the study.
-
-    Returns
-    -------
-    Tensor
-        float32 (n, channel, height, width) in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If `images` is another set than the study's, or `source` is not in it.
-    """
-    if images.fingerprint() != study.attrs["images_sha256"]:
-        raise ValueError(
-            f"these are not the images of the study ({study.attrs['images']}, n={study.sizes['image']})"
-        )
-    if source not in study.source:
-        raise ValueError(f"{source!r} is not a source of the study: it has {', '.join(study.source.values)}")
-    return perturbed(images, study.perturbation.sel(source=source).values)
-
-
-def perturbed(images: ImageSet, change: NDArray[np.int8]) -> Tensor:
-    """Return the canvas of `images` after a change in whole 255ths, exactly as the targets see it."""
-    return (_to_8_bit(images.images) + torch.from_numpy(change).to(torch.int16)).float() / 255
+    for key, image_set in (("images", engine.images), ("test_images", test_images)):
+        if image_set is not None:
+            settings |= {key: image_set.name, f"{key}_sha256": image_set.fingerprint()}
+    for name in engine.zoo:
+        network = engine.zoo[name]
+        with naming(name), frozen(network):
+            settings["models"][name] = fingerprint(network)
+    return settings

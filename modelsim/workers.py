@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ _SECONDS_TO_WAIT = 60
 """How long a scheduler may take to offer the first worker."""
 
 _ENVIRONMENT = {f"MALLOC_{what}_THRESHOLD_": 2**30 for what in ("TRIM", "MMAP")}
-"""Of our own processes. Dask's default, 64 KiB, has every tensor mapped and unmapped anew: three times slower."""
+"""Of our own processes. Dask's default has every tensor mapped and unmapped anew: three times slower."""
 
 
 @contextmanager
@@ -35,25 +35,23 @@ def sole_writer(folder: Path) -> Iterator[None]:
     OSError
         If it can't be made or written.
     """
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     lock, note = FileLock(folder / ".writer.lock", timeout=0), folder / ".writer.txt"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         holder = note.read_text() if note.exists() else "another process"
         raise BlockingIOError(
             f"{folder} is being written by {holder}: wait until it is finished, or choose another folder"
         ) from error
+    except OSError as error:
+        raise OSError(f"can't write to {folder}: {error}") from error
     try:
         note.write_text(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T %z')}")
         yield
     finally:
         note.unlink(missing_ok=True)
         lock.release()
-        if is_new:
-            with suppress(OSError):  # not empty: something was written
-                folder.rmdir()
 
 
 def check_workers(workers: int, scheduler: str | None) -> None:
@@ -100,9 +98,10 @@ def side_by_side(
     """
     check_workers(workers, scheduler)
     if items and (workers > 1 or scheduler):
-        return _side_by_side_afar(function, shared, items, done, workers, scheduler)
-    for item in items:
-        done(item, function(shared, item))
+        _side_by_side_afar(function, shared, items, done, workers, scheduler)
+    else:
+        for item in items:
+            done(item, function(shared, item))
 
 
 def _side_by_side_afar(

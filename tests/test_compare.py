@@ -69,7 +69,10 @@ def test_several_classifiers_one_after_the_other_give_the_whole_study(two_and_th
         ({"images": tiny.image_set(seed=5)}, "these are not the images of the study"),
         ({"images": None}, r"the study's images \(tiny\) don't ship with the book"),
         ({"attack": None}, "the study's attack is tiny.attack: give it"),
-        ({"attack": partial(tiny.attack, steps=4)}, "'steps': 3.* the one given .*'steps': 4"),
+        (
+            {"attack": partial(tiny.attack, steps=4)},
+            r"the attack is not the one of the study \(attack_settings: .*3} there, .*4} now\)",
+        ),
         ({"zoo": tiny.zoo() | {"second": tiny.mlp(9)}}, "'second' of the zoo is not the one in the study"),
         ({"zoo": {"first": tiny.zoo()["first"]}}, "unknown model 'second'"),
         ({"classifier": tiny.linear(0, n_classes=4)}, "model 'third': it has 4 classes"),

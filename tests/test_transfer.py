@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import zarr
 from torch import nn
 
 import modelsim as ms
-from modelsim.transfer import attack_settings
+from modelsim.transfer import Engine, attack_settings
 from modelsim.zoo import fingerprint
 
 
@@ -25,19 +26,16 @@ class Killed(BaseException):
     pass
 
 
-def counting(fails_at=None):
-    """The attack of `tiny`, noting what it is given; it raises Killed at call number `fails_at`."""
-    calls = []
+class Counting:
+    """Notes what the attack of `tiny` is given; raises Killed at call number `fails_at`."""
 
-    def attack(classifier, images, labels, *, eps=0.1, steps=3, seed=0):
-        if len(calls) == fails_at:
+    def __init__(self, fails_at=None):
+        self.calls, self.fails_at = [], fails_at
+
+    def __call__(self, classifier, n_images, seed):
+        if len(self.calls) == self.fails_at:
             raise Killed
-        calls.append((fingerprint(classifier), len(images), seed))
-        return tiny.attack(classifier, images, labels, eps=eps, steps=steps, seed=seed)
-
-    attack.__module__, attack.__qualname__ = tiny.attack.__module__, tiny.attack.__qualname__
-    attack.calls = calls
-    return attack
+        self.calls.append((fingerprint(classifier), n_images, seed))
 
 
 def files(folder):
@@ -119,7 +117,7 @@ def test_rest_of_a_study_is_the_same_with_test_images_as_without(tested, whole):
 def test_interrupted_run_with_test_images_goes_on_too(calls, tested, tmp_path):
     given = dict(test_images=tiny.image_set(30, seed=1))
     with pytest.raises(Killed):
-        tiny.transfer(tmp_path, attack=counting(fails_at=calls), **given)
+        tiny.transfer(tmp_path, watcher=Counting(fails_at=calls), **given)
     tiny.transfer(tmp_path, **given)
     assert files(tmp_path) == files(tested)
 
@@ -159,10 +157,10 @@ def test_hand_made_studies_of_these_tests_have_the_layout_of_a_real_one(whole):
 
 
 def test_each_source_is_attacked_once_in_batches_of_advancing_seed(tmp_path):
-    attack = counting()
-    tiny.transfer(tmp_path, attack=partial(attack, seed=100))
-    assert [call[1:] for call in attack.calls] == [(5, 100), (5, 105), (2, 110)] * 3
-    sources = [call[0] for call in attack.calls]
+    counting = Counting()
+    tiny.transfer(tmp_path, attack=partial(tiny.attack, seed=100), watcher=counting, fold=False)
+    assert [call[1:] for call in counting.calls] == [(5, 100), (5, 105), (2, 110)] * 3
+    sources = [call[0] for call in counting.calls]
     assert sources == [fingerprint(classifier) for classifier in tiny.zoo().values() for _ in range(3)]
 
 
@@ -200,8 +198,9 @@ def test_stored_change_rebuilds_exactly_what_the_targets_saw(tmp_path):
     study = tiny.transfer(
         tmp_path, zoo={"watching": Watching(), "other": tiny.linear(2)}, attack=partial(tiny.attack, eps=0.3)
     )
-    assert torch.equal(seen[0], images.images)
-    for source, shown in zip(("watching", "other"), seen[1:], strict=True):
+    before_the_first_attack, after = seen[:2], seen[2:]
+    assert all(torch.equal(shown, images.images) for shown in before_the_first_attack)
+    for source, shown in zip(("watching", "other"), after, strict=True):
         rebuilt = ms.adversarial_images(study, source, images)
         assert torch.equal(rebuilt, shown)
         assert (rebuilt - images.images).mul(255).abs().max().round() == 77
@@ -231,12 +230,12 @@ def test_classifiers_and_images_are_as_before(tmp_path):
 @pytest.mark.parametrize("calls", range(9))
 def test_interrupted_run_goes_on_after_the_last_finished_source(calls, whole, tmp_path):
     with pytest.raises(Killed):
-        tiny.transfer(tmp_path, attack=counting(fails_at=calls))
+        tiny.transfer(tmp_path, watcher=Counting(fails_at=calls))
     with pytest.raises(ValueError, match=f"has {calls // 3} of 3 sources: run the same"):
         ms.open_study(tmp_path)
-    attack = counting()
-    tiny.transfer(tmp_path, attack=attack)
-    assert len(attack.calls) == 9 - 3 * (calls // 3)
+    counting = Counting()
+    tiny.transfer(tmp_path, watcher=counting)
+    assert len(counting.calls) == 9 - 3 * (calls // 3)
     assert files(tmp_path) == files(whole)
 
 
@@ -255,9 +254,9 @@ def test_run_killed_between_two_writes_of_a_source_repeats_that_source(write, wh
         patched.setattr(zarr.Array, "__setitem__", killed)
         with pytest.raises(Killed):
             tiny.transfer(tmp_path)
-    attack = counting()
-    tiny.transfer(tmp_path, attack=attack)
-    assert len(attack.calls) == (9 if write == 0 else 6)
+    counting = Counting()
+    tiny.transfer(tmp_path, watcher=counting)
+    assert len(counting.calls) == (9 if write == 0 else 6)
     assert files(tmp_path) == files(whole)
 
 
@@ -300,16 +299,16 @@ def test_run_ended_by_sigkill_finishes_with_the_same_bytes(whole, tmp_path):
         ms.open_study(out)
     leftover = out / "study.zarr" / "perturbation" / "c.1.0.0.0.0.0123.partial"
     leftover.write_bytes(b"half a chunk")
-    attack = counting()
-    tiny.transfer(out, attack=attack)
-    assert len(attack.calls) <= 6
+    counting = Counting()
+    tiny.transfer(out, watcher=counting)
+    assert len(counting.calls) <= 6
     assert files(out) == files(whole)
 
 
 def test_finished_study_is_opened_without_any_attack(copied, whole):
-    attack = counting()
-    study = tiny.transfer(copied, attack=attack)
-    assert attack.calls == []
+    counting = Counting()
+    study = tiny.transfer(copied, watcher=counting)
+    assert counting.calls == []
     assert study.identical(ms.open_study(whole))
     assert files(copied) == files(whole)
 
@@ -325,28 +324,27 @@ def test_extended_study_has_the_bytes_of_one_made_at_once_and_attacks_only_what_
     before, whole, tmp_path
 ):
     tiny.transfer(tmp_path, zoo=part_of_zoo(*before))
-    attack = counting()
-    tiny.transfer(tmp_path, attack=attack)
-    assert len(attack.calls) == 3 * (3 - len(before))
+    counting = Counting()
+    tiny.transfer(tmp_path, watcher=counting)
+    assert len(counting.calls) == 3 * (3 - len(before))
     assert files(tmp_path) == files(whole)
 
 
 def test_test_images_can_be_added_later_without_any_attack(copied, tested):
-    attack = counting()
-    tiny.transfer(copied, attack=attack, test_images=tiny.image_set(30, seed=1))
-    assert attack.calls == []
+    counting = Counting()
+    tiny.transfer(copied, watcher=counting, test_images=tiny.image_set(30, seed=1))
+    assert counting.calls == []
     assert files(copied) == files(tested)
 
 
 def test_extension_evaluates_each_pair_once(copied, monkeypatch):
-    module, evaluated = sys.modules["modelsim.transfer"], []
-    real = module.predictions
+    evaluated, real = [], Engine.predictions
 
-    def noted(name, *args, **options):
+    def noted(engine, name, canvas):
         evaluated.append(name)
-        return real(name, *args, **options)
+        return real(engine, name, canvas)
 
-    monkeypatch.setattr(module, "predictions", noted)
+    monkeypatch.setattr(Engine, "predictions", noted)
     tiny.transfer(copied, zoo=tiny.zoo() | {"fourth": tiny.linear(4)})
     on_clean_images = 4
     assert len(evaluated) == on_clean_images + 3 + 4
@@ -356,10 +354,10 @@ def test_extension_evaluates_each_pair_once(copied, monkeypatch):
 @pytest.mark.parametrize("calls", range(3))
 def test_extension_of_an_unfinished_study_loses_nothing(calls, whole, tmp_path):
     with pytest.raises(Killed):
-        tiny.transfer(tmp_path, zoo=part_of_zoo("third", "second"), attack=counting(fails_at=3 + calls))
-    attack = counting()
-    tiny.transfer(tmp_path, attack=attack)
-    assert len(attack.calls) == 6
+        tiny.transfer(tmp_path, zoo=part_of_zoo("third", "second"), watcher=Counting(fails_at=3 + calls))
+    counting = Counting()
+    tiny.transfer(tmp_path, watcher=counting)
+    assert len(counting.calls) == 6
     assert files(tmp_path) == files(whole)
 
 
@@ -381,9 +379,9 @@ def test_extension_killed_while_one_store_replaces_the_other_loses_nothing(
         patched.setattr(Path, "rename", killed)
         with pytest.raises(Killed):
             tiny.transfer(tmp_path)
-    attack = counting()
-    tiny.transfer(tmp_path, attack=attack)
-    assert len(attack.calls) == 3
+    counting = Counting()
+    tiny.transfer(tmp_path, watcher=counting)
+    assert len(counting.calls) == 3
     assert files(tmp_path) == files(whole)
 
 
@@ -426,14 +424,22 @@ def test_study_made_with_another_version_is_refused_and_left_alone(copied, whole
 def test_attributes_tell_how_the_study_was_made(whole):
     attributes = ms.open_study(whole).attrs
     assert attributes["attack"] == "tiny.attack"
-    assert attributes["attack_settings"] == {"eps": 0.1, "steps": 3, "seed": 0}
+    assert json.loads(attributes["attack_settings"]) == {"eps": 0.1, "steps": 3, "seed": 0}
     assert attributes["images"] == "tiny"
     assert attributes["images_sha256"] == tiny.image_set().fingerprint()
     assert attributes["batch_size"] == 5
     assert "canvas" in attributes["canvas_rule"]
-    assert attributes["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert set(attributes["versions"]) == {"modelsim", "torch", "timm", "numpy"}
-    assert list(attributes["models"]) == ["first", "second", "third"]
+    versions = json.loads(attributes["versions"])
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert set(versions) == {"modelsim", "torch", "timm", "numpy"}
+    assert (json.loads(attributes["fold"]), json.loads(attributes["perturbations"])) == (True, True)
+
+
+def test_fingerprints_stand_beside_the_models_and_the_images_and_follow_a_part(whole):
+    part = ms.open_study(whole).sel(target=["third", "first"]).isel(image=[7, 2])
+    zoo = tiny.zoo()
+    assert part.model_sha256.values.tolist() == [fingerprint(zoo[name]) for name in ("third", "first")]
+    assert tuple(part.image_sha256.values) == tiny.image_set()[[7, 2]].hashes()
 
 
 def test_settings_of_an_attack_are_its_keywords_with_what_partial_gave():
@@ -505,9 +511,9 @@ def test_finished_sources_are_kept_when_a_later_one_breaks_under_attack(tmp_path
     zoo = {"first": tiny.linear(1), "breaking": Breaking()}
     with pytest.raises(ValueError, match=r"model 'breaking': .*NaN logits for 5 of 5 images"):
         tiny.transfer(tmp_path, zoo=zoo)
-    zoo["breaking"].broken, attack = False, counting()
-    tiny.transfer(tmp_path, zoo=zoo, attack=attack)
-    assert len(attack.calls) == 3
+    zoo["breaking"].broken, counting = False, Counting()
+    tiny.transfer(tmp_path, zoo=zoo, watcher=counting)
+    assert len(counting.calls) == 3
 
 
 @pytest.mark.parametrize(
@@ -550,7 +556,7 @@ def test_foreign_store_is_refused_by_name_and_left_alone(make, tmp_path):
 def test_place_that_cannot_be_written_is_named(below, tmp_path):
     (tmp_path / "file").write_text("mine")
     out = tmp_path / "file" / below
-    with pytest.raises(OSError, match=f"can't write the study to {re.escape(str(out))}"):
+    with pytest.raises(OSError, match=f"can't write to {re.escape(str(out))}"):
         tiny.transfer(out)
     assert files(tmp_path) == {"file": b"mine"}
 
@@ -583,9 +589,9 @@ def test_damaged_source_is_named_and_following_the_advice_restores_it(chunk, dam
             use(copied)
         assert str(copied) in str(caught.value)
     Path(re.search(r"delete (\S+) and run", str(caught.value))[1]).unlink()
-    attack = counting()
-    tiny.transfer(copied, attack=attack)
-    assert len(attack.calls) == (3 if chunk.startswith("perturbation") else 0)
+    counting = Counting()
+    tiny.transfer(copied, watcher=counting)
+    assert len(counting.calls) == (3 if chunk.startswith("perturbation") else 0)
     assert files(copied) == files(whole)
 
 

@@ -51,14 +51,21 @@ def zoo():
     return {"first": linear(1), "second": mlp(2), "third": convolutional(3)}
 
 
+WATCHERS = []
+"""Called with the classifier, the number of images and the seed of every attack."""
+
+
 def attack(classifier, images, labels, *, eps=0.1, steps=3, seed=0):
-    """PGD that can be made slow from outside."""
+    """PGD that can be watched, and made slow from outside."""
+    for watcher in WATCHERS:
+        watcher(classifier, len(images), seed)
     time.sleep(float(os.environ.get("TINY_SLEEP", "0")))
     return ms.pgd(classifier, images, labels, eps=eps, steps=steps, step_size=0.05, seed=seed)
 
 
-def transfer(out, **changed):
+def transfer(out, *, watcher=None, **changed):
     given = dict(zoo=zoo(), images=image_set(), attack=attack, batch_size=5, device="cpu", progress=False)
+    WATCHERS[:] = [watcher] if watcher else []
     return ms.transfer(out=out, **(given | changed))
 
 
@@ -73,6 +80,7 @@ def study(labels, clean, adversarial):
             "label": ("image", labels),
             "clean_prediction": (("target", "image"), clean),
             "adversarial_prediction": (("source", "target", "image"), adversarial),
+            "images_without_gradient": ("source", np.zeros(len(names), dtype=np.int32)),
             "perturbation": (
                 ("source", "image", "channel", "y", "x"),
                 np.zeros((len(names), len(labels), 1, 1, 1), dtype=np.int8),
@@ -83,5 +91,7 @@ def study(labels, clean, adversarial):
             "target": names,
             "image": np.array([f"tiny/{i:02d}" for i in range(len(labels))]),
             "class": np.array(CLASSES),
+            "image_sha256": ("image", np.array(["0" * 16] * len(labels))),
+            "model_sha256": ("target", np.array(["0" * 64] * len(names))),
         },
     )

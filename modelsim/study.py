@@ -1,0 +1,502 @@
+"""What a run leaves on disk: one store a study, its format, its checks, and how it grows.
+
+A store takes arrays and names, not models. While it is made, every read and write goes by the names of
+models, in the store as it is then: a worker left over from a run that was killed can't write into
+another store that has taken the place of its own.
+"""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+from torch import Tensor
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from modelsim.images import ImageSet
+
+STORE = "study.zarr"
+"""Name of the store in the folder of a study."""
+
+_FORMAT = "modelsim study 2"
+_ARRAYS: Mapping[str, tuple[str, Any, Any]] = {
+    "source": ("source", str, ""),
+    "target": ("target", str, ""),
+    "image": ("image", str, ""),
+    "class": ("class", str, ""),
+    "image_sha256": ("image", str, ""),
+    "label": ("image", "int16", -1),
+    "clean_prediction": ("target image", "int16", -1),
+    "adversarial_prediction": ("source target image", "int16", -1),
+    "perturbation": ("source image channel y x", "int8", -128),
+    "images_without_gradient": ("source", "int32", -1),
+    "finished": ("source", "bool", False),
+    "test_image": ("test_image", str, ""),
+    "test_label": ("test_image", "int16", -1),
+    "clean_probability": ("target test_image class", "uint16", 65_535),
+}
+"""Dimensions and type of every array, and the value, never a real one, where a chunk is missing."""
+
+_OF_ONE_MODEL = ("adversarial_prediction", "perturbation", "images_without_gradient", "clean_probability")
+_OF_TEST_IMAGES = ("test_image", "test_label", "clean_probability")
+_LEFT_ON_DISK = {"perturbation", "clean_probability"}
+PROBABILITY_STEPS = 10_000
+"""A probability is stored as a whole number of such parts."""
+
+_ATTRIBUTES: Mapping[str, Any] = {
+    "perturbation": {"units": "1/255"},
+    # By this one xarray, and others that know the CF convention, read floats in 0 … 1.
+    "clean_probability": {"scale_factor": 1 / PROBABILITY_STEPS},
+}
+
+_SAME = 0.005
+"""Share of the images on which one network may be told otherwise by another processor."""
+
+
+class Store:
+    """A study that is being made.
+
+    Parameters
+    ----------
+    path : Path
+        Of the store; it needn't exist.
+    settings : mapping
+        All that its numbers depend on, as it goes into the attributes; `"models"` maps the name of each
+        to its fingerprint.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.settings = path, settings
+
+    def group(self) -> zarr.Group:
+        """Open the store as it is now, and refuse it if it is another study's by now."""
+        group = zarr.open_group(self.path, mode="r+")
+        if not self._is(group):
+            raise ValueError(f"{self.path} has been replaced by another study since this one was begun")
+        return group
+
+    def check_settings(self) -> None:
+        """Raise a ValueError that names the differences, unless this is the stored study or extends it."""
+        before, now = dict(_flat(stored_settings(self.path))), dict(_flat(self.settings))
+        added = {key for key in now.keys() - before.keys() if key.startswith(("models.", "test_images"))}
+        differences = setting_differences(before, {key: now[key] for key in now if key not in added})
+        if before and differences:
+            raise ValueError(
+                f"{self.path} was made with other settings ({'; '.join(differences)}): choose another "
+                "folder, or delete it to start anew"
+            )
+
+    def known(self, array: str, source: str) -> NDArray[Any]:
+        """Read what is known of a source that isn't finished; what is missing or damaged counts as absent."""
+        return _known(self.group(), array, source)
+
+    def write(self, array: str, source: str, values: Any) -> None:
+        """Store all that an array holds of one source."""
+        group = self.group()
+        _array(group, array)[_place(group, source)] = values
+
+    def unfinished(self) -> list[str]:
+        """Name the sources that aren't finished, after reading each of the others back whole."""
+        finished = _check_finished(self.group(), self.path)
+        return [name for name, done in zip(self.settings["models"], finished, strict=True) if not done]
+
+    def prepare(
+        self,
+        clean: Mapping[str, NDArray[np.int16]],
+        images: ImageSet,
+        test_images: ImageSet | None,
+    ) -> None:
+        """Create the store, or extend the one that is there by the models and test images that are new.
+
+        Parameters
+        ----------
+        clean : mapping
+            The predicted classes (image,) of every model.
+
+        Raises
+        ------
+        ValueError
+            If the store there has other settings or is damaged, or a model of it tells the images otherwise.
+        """
+        _finish_replacement(self.path)
+        self.check_settings()
+        if not self.path.exists():
+            self._create(clean, images, test_images, known=None)
+            return
+        group = _open_store(self.path, mode="r+")
+        _check_same_predictions(group, clean)
+        _check_finished(group, self.path)
+        if not self._is(group):
+            self._create(clean, images, test_images, known=group)
+        for leftover in self.path.rglob("*.partial"):
+            leftover.unlink(missing_ok=True)
+
+    def _is(self, group: zarr.Group) -> bool:
+        there = cast("Mapping[str, Any]", group.attrs["settings"])
+        return there == self.settings and list(there["models"]) == list(self.settings["models"])
+
+    def _create(
+        self,
+        clean: Mapping[str, NDArray[np.int16]],
+        images: ImageSet,
+        test_images: ImageSet | None,
+        *,
+        known: zarr.Group | None,
+    ) -> None:
+        """Write a store with all but the attacks that aren't `known`; it appears whole or not at all."""
+        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
+        values = _first_values(clean, images, test_images)
+        lengths = {name: len(values[name]) for name in values}
+        lengths |= dict(zip(("channel", "y", "x"), images.images.shape[1:], strict=True))
+        group = self._empty(unfinished)
+        for name in _arrays(group):
+            _add(group, name, lengths)
+        for name in values:
+            _array(group, name)[:] = values[name]
+        if known is not None:
+            _inherit(group, known)
+            self.path.rename(_replaced(self.path))
+        unfinished.rename(self.path)
+        _finish_replacement(self.path)
+
+    def _empty(self, path: Path) -> zarr.Group:
+        if path.exists():
+            shutil.rmtree(path)
+        hardware = f"{os.cpu_count()} CPUs, {platform.machine()}"
+        attributes = {"format": _FORMAT, "settings": dict(self.settings), "hardware": hardware}
+        return zarr.create_group(path, attributes=attributes)
+
+
+def _first_values(
+    clean: Mapping[str, NDArray[np.int16]], images: ImageSet, test_images: ImageSet | None
+) -> dict[str, NDArray[Any]]:
+    """Return all that is known before the first attack, by array."""
+    names = {"source": clean, "target": clean, "image": images.ids, "class": images.classes}
+    names |= {"image_sha256": images.hashes()}
+    numbers = {"label": images.labels.numpy(), "clean_prediction": np.stack(list(clean.values()))}
+    if test_images is not None:
+        names |= {"test_image": test_images.ids}
+        numbers |= {"test_label": test_images.labels.numpy()}
+    return {array: np.array(list(names[array]), dtype=object) for array in names} | numbers
+
+
+def _add(group: zarr.Group, name: str, lengths: Mapping[str, int]) -> None:
+    """Add an empty array, a chunk a model where it has one, compressed and with checksums."""
+    dimensions, dtype, absent = _ARRAYS[name]
+    shape = tuple(lengths[dimension] for dimension in dimensions.split())
+    group.create_array(
+        name,
+        shape=shape,
+        chunks=(1, *shape[1:]) if name in (*_OF_ONE_MODEL, "finished") else shape,
+        dtype=dtype,
+        fill_value=absent,
+        dimension_names=dimensions.split(),
+        compressors=[ZstdCodec(level=19), Crc32cCodec()],
+        chunk_key_encoding=cast("Any", {"name": "default", "separator": "."}),
+        attributes=_ATTRIBUTES.get(name),
+    )
+
+
+def _inherit(group: zarr.Group, known: zarr.Group) -> None:
+    """Copy what a store of fewer models knows of each source."""
+    before = _models(known)
+    targets = [_place(group, name) for name in before]
+    for name in before:
+        place = _place(group, name)
+        for array in {*_OF_ONE_MODEL} & {*_arrays(known)} - {"adversarial_prediction"}:
+            _array(group, array)[place] = _known(known, array, name)
+        rows = _known(group, "adversarial_prediction", name)
+        rows[targets] = _known(known, "adversarial_prediction", name)
+        _array(group, "adversarial_prediction")[place] = rows
+
+
+def _known(group: zarr.Group, name: str, source: str) -> NDArray[Any]:
+    array = _array(group, name)
+    try:
+        return np.array(array[_place(group, source)])
+    except (OSError, ValueError, KeyError, RuntimeError):
+        # Damage in a finished source has been reported, with the advice to have it computed anew.
+        return np.full(array.shape[1:], _ARRAYS[name][2], array.dtype)
+
+
+def is_absent(array: str, values: NDArray[Any]) -> bool:
+    """Tell whether a value of those that are known, of one source or pair, is yet to be computed."""
+    return bool((values == _ARRAYS[array][2]).any())
+
+
+def _models(group: zarr.Group) -> list[str]:
+    return list(cast("Any", group.attrs["settings"])["models"])
+
+
+def _place(group: zarr.Group, name: str) -> int:
+    return _models(group).index(name)
+
+
+def _replaced(store: Path) -> Path:
+    return store.with_name(f"{store.name}.replaced")
+
+
+def _finish_replacement(store: Path) -> None:
+    """Bring a store back if the run that replaced it was killed on the way, else remove it."""
+    replaced = _replaced(store)
+    if replaced.exists() and not store.exists():
+        replaced.rename(store)
+    elif replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def stored_settings(store: Path) -> dict[str, Any]:
+    """Return the settings of a store, none if there is no store.
+
+    Raises
+    ------
+    FileExistsError
+        If it is something else than a study.
+    """
+    return dict(cast("Any", _open_group(store, mode="r").attrs["settings"])) if store.exists() else {}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say how the settings of what is stored differ from those asked for now."""
+    return [
+        f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _check_same_predictions(group: zarr.Group, clean: Mapping[str, NDArray[np.int16]]) -> None:
+    stored = np.asarray(_array(group, "clean_prediction")[:])
+    for name, there in zip(_models(group), stored, strict=True):
+        check_same_predictions(name, there, clean[name])
+
+
+def check_same_predictions(name: str, stored: NDArray[np.int16], now: NDArray[np.int16]) -> None:
+    """Raise a ValueError if a model tells more of the clean images otherwise than rounding can explain."""
+    if (differing := float((stored != now).mean())) > _SAME:
+        raise ValueError(
+            f"model {name!r} is not the one in the study: its weights are the same, but it tells "
+            f"{differing:.1%} of the clean images otherwise (another normalisation or resize?)"
+        )
+
+
+def _array(group: zarr.Group, name: str) -> "zarr.Array[Any]":
+    return cast("zarr.Array[Any]", group[name])
+
+
+def _arrays(group: zarr.Group) -> list[str]:
+    """Names of the arrays that a store must have."""
+    settings = cast("Mapping[str, Any]", group.attrs["settings"])
+    without = {"perturbation"} if not settings["perturbations"] else set()
+    without |= {*_OF_TEST_IMAGES} if "test_images" not in settings else set()
+    return [name for name in _ARRAYS if name not in without]
+
+
+def _open_group(store: Path, *, mode: Literal["r", "r+"]) -> zarr.Group:
+    try:
+        group = zarr.open_group(store, mode=mode)
+    except (OSError, ValueError, KeyError) as error:
+        raise FileExistsError(f"{store} is not a study, or its zarr.json is damaged: {error}") from error
+    if (found := group.attrs.get("format")) != _FORMAT:
+        what = f"has the format {found!r}, not {_FORMAT!r}" if found else "is not a modelsim study"
+        raise FileExistsError(f"{store} {what}: choose another folder")
+    return group
+
+
+def _open_store(store: Path, *, mode: Literal["r", "r+"]) -> zarr.Group:
+    """Open a store and read every array but the large ones once, so that damage is found at once.
+
+    Raises
+    ------
+    FileExistsError
+        If it is something else than a study.
+    ValueError
+        If an array can't be read back whole.
+    """
+    group = _open_group(store, mode=mode)
+    for name in _arrays(group):
+        if name not in _OF_ONE_MODEL:
+            _read(group, store, name, advice=f"delete {store} and run the transfer again")
+    return group
+
+
+def _check_finished(group: zarr.Group, store: Path) -> NDArray[np.bool_]:
+    """Return which sources are finished, after reading each of them back whole."""
+    finished: NDArray[np.bool_] = np.asarray(_array(group, "finished")[:])
+    for index in map(int, np.flatnonzero(finished)):
+        marker = store / "finished" / f"c.{index}"
+        advice = f"delete {marker} and run the transfer again: it recomputes this source only"
+        for name in {*_arrays(group)} & {*_OF_ONE_MODEL}:
+            _read(group, store, name, index, advice=advice)
+    return finished
+
+
+def _read(group: zarr.Group, store: Path, name: str, index: int | None = None, *, advice: str) -> None:
+    """Raise, naming store, array and advice, unless an array (or one source of it) can be read whole."""
+    what = name if index is None else f"{name} of source {index}"
+    try:
+        values = np.asarray(_array(group, name)[slice(None) if index is None else index])
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        why = str(error)
+    else:
+        if name == "finished" or bool((values != _ARRAYS[name][2]).all()):
+            return
+        why = "missing"
+    raise ValueError(
+        f"study {store}: {what} is truncated or corrupted ({why}). "
+        f"Restore the store from where it came, or {advice}"
+    )
+
+
+def open_study(path: str | Path) -> xr.Dataset:
+    """Open a study that `transfer` has written.
+
+    Examples
+    --------
+    >>> study = open_study("data/fashion69")
+    >>> study.adversarial_prediction.sel(source="resnet50", target="convnext_tiny")
+
+    Parameters
+    ----------
+    path : path
+        The folder that was given to `transfer` as `out`.
+
+    Returns
+    -------
+    Dataset
+        `adversarial_prediction` (source, target, image), `clean_prediction` (target, image), `label`
+        (image): class indices; `images_without_gradient` (source): how many clean images leave an attack
+        no gradient to follow. If they are kept: `perturbation` (source, image, channel, y, x): int8 in
+        1/255, read from disk when it is used. If test images were given: `clean_probability` (target,
+        test_image, class), float in steps of 0.0001, read from disk when it is used, and the coordinates
+        `test_image` (ids) and `test_label` (class indices). Names of models, images and classes are
+        coordinates, and so are the fingerprints `model_sha256` (target) and `image_sha256` (image);
+        attack, settings (JSON where there are several), canvas rule and versions are attributes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no study.
+    ValueError
+        If the study isn't finished or is damaged.
+    """
+    store = Path(path) / STORE
+    if not store.is_dir():
+        inside = Path(path).name == STORE and Path(path).is_dir()
+        raise FileNotFoundError(
+            f"{path} is a store: open the study by its folder, {shlex.quote(str(Path(path).parent))}"
+            if inside
+            else f"no study at {store}: make one with "
+            f"`python -m modelsim transfer --out {shlex.quote(str(path))}`"
+        )
+    group = _open_store(store, mode="r")
+    finished = _check_finished(group, store)
+    if not finished.all():
+        raise ValueError(
+            f"study {store} has {int(finished.sum())} of {len(finished)} sources: "
+            "run the same `transfer` again to finish it"
+        )
+    study = xr.open_zarr(store, consolidated=False, chunks=None).drop_vars("finished")
+    for name in set(study.variables) - _LEFT_ON_DISK:
+        study[name].load()
+    names = {"source", "target", "image", "class", "image_sha256", "test_image"} & {*study.variables}
+    study = study.assign_coords({n: (study[n].dims, np.array(study[n].values.tolist())) for n in names})
+    if "test_label" in study:
+        study = study.set_coords("test_label")
+    return _with_plain_attributes(study)
+
+
+def _with_plain_attributes(study: xr.Dataset) -> xr.Dataset:
+    """Lay out the settings as every format can keep them, and the models' fingerprints by model."""
+    settings = study.attrs.pop("settings")
+    models = settings.pop("models")
+    hashes = np.array([models[name] for name in study.target.values])
+    return study.assign_attrs(plain_attributes(settings)).assign_coords(model_sha256=("target", hashes))
+
+
+def plain_attributes(settings: Mapping[str, Any]) -> dict[str, str | int]:
+    """Turn all that isn't a string or a whole number into JSON."""
+    return {
+        key: value
+        if isinstance(value, str | int) and not isinstance(value, bool)
+        else json.dumps(value, sort_keys=True)
+        for key, value in settings.items()
+    }
+
+
+def images_of(study: xr.Dataset, images: ImageSet) -> ImageSet:
+    """Return the images of a study, or of a part of one, from a set that holds them.
+
+    Raises
+    ------
+    ValueError
+        If one of them isn't in the set, or has other pixels or another label there.
+    """
+    hashes = pd.Series(images.hashes(), images.ids)
+    expected = study.image_sha256.to_series()
+    if len(other := expected[hashes.reindex(expected.index) != expected]):
+        raise ValueError(
+            f"these are not the images of the study ({study.attrs['images']}): {len(other)} of its "
+            f"{len(expected)} are not among them or have other pixels or labels, {other.index[0]} for one"
+        )
+    return images[hashes.index.get_indexer(expected.index)]
+
+
+def adversarial_images(study: xr.Dataset, source: str, images: ImageSet) -> Tensor:
+    """Rebuild the adversarial images of one source exactly as the targets saw them.
+
+    Parameters
+    ----------
+    study : Dataset
+        From `open_study`, or a part of it.
+    source : str
+        A source of the study.
+    images : ImageSet
+        The image set of the study; of a part, that part or the whole set.
+
+    Returns
+    -------
+    Tensor
+        float32 (n, channel, height, width) in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If `images` is another set than the study's, `source` is not in it, or it keeps no perturbations.
+    """
+    if source not in study.source:
+        raise ValueError(f"{source!r} is not a source of the study: it has {', '.join(study.source.values)}")
+    if "perturbation" not in study:
+        raise ValueError(
+            "the study was made without perturbations, so its adversarial images can't be rebuilt: attack "
+            f"{source} anew, or give `transfer` a zoo with one more model, which attacks all sources anew"
+        )
+    return perturbed(images_of(study, images), study.perturbation.sel(source=source).values)
+
+
+def to_8_bit(images: Tensor) -> Tensor:
+    """Round (not truncate) a canvas to whole 255ths, as int16."""
+    return (images * 255).round().to(torch.int16)
+
+
+def perturbed(images: ImageSet, change: NDArray[np.int8]) -> Tensor:
+    """Return the canvas of `images` after a change in whole 255ths, exactly as the targets see it."""
+    return (to_8_bit(images.images) + torch.from_numpy(change).to(torch.int16)).float() / 255
