@@ -5,11 +5,12 @@ VENV ?= .venv
 HTML := book/_build/html
 
 ifeq ($(strip $(VENV)),)
-RUN := $(PYTHON)
+RUN := "$(PYTHON)"
 READY :=
 else
-RUN := $(VENV)/bin/python
-READY := $(VENV)/.ready
+RUN := "$(VENV)/bin/python"
+empty :=
+READY := $(subst $(empty) ,\ ,$(VENV))/.ready
 endif
 
 .PHONY: help book test bench lock clean
@@ -23,14 +24,16 @@ help:
 
 ifneq ($(READY),)
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and 'Python 3.11 to 3.13 is needed, $(PYTHON) is ' + sys.version)"
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and 'Python 3.11 to 3.13 is needed, ' + sys.executable + ' is ' + sys.version)"
+	"$(PYTHON)" -m venv "$(VENV)"
 	@echo "installing exact versions from requirements.lock: some 7 GB on Linux, most of it PyTorch"
 	$(RUN) -m pip install --quiet --no-deps --requirement requirements.lock
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	touch $@
+	touch "$(VENV)/.ready"
 endif
 
+# Where Matplotlib lists the fonts once, which no page must show: a home needn't be writable.
+book: export MPLCONFIGDIR := $(CURDIR)/book/_build/matplotlib
 book: $(READY)
 	$(RUN) -c "import matplotlib.pyplot"
 	$(RUN) -c "from jupyter_book.cli.main import main; main()" build book --all --warningiserror --keep-going --nitpick

@@ -1,5 +1,7 @@
 """How similar are two neural networks? Similarity of image classifiers by attack transferability."""
 
+__version__ = "0.1.0"
+
 from modelsim.agreement import RELATIONS, Agreement, agreement, mean_by_relation, relations
 from modelsim.attacks import fgsm, mi_fgsm, pgd
 from modelsim.catalogue import CATALOGUE, Architecture

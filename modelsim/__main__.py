@@ -1,5 +1,6 @@
 """The command line: `python -m modelsim`, or `modelsim`."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,7 @@ import typer
 import modelsim as ms
 from modelsim import distillation
 from modelsim.catalogue import CATALOGUE
+from modelsim.images import check_number
 from modelsim.scores import Measure
 from modelsim.training import Kind
 
@@ -61,11 +63,11 @@ def transfer(
         "runs/study"
     ),
     n: Annotated[int, typer.Option("--images", help="Test images, the same number of every class.")] = 1000,
-    image_seed: Annotated[int, typer.Option(help="Seed of the draw of images.")] = 0,
+    image_seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of images.")] = 0,
     eps: Annotated[float, typer.Option(help="Largest change of a pixel, in 1/255.")] = 18,
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 50,
     step_size: Annotated[float, typer.Option(help="Change of a pixel in one step, in 1/255.")] = 2,
-    seed: Annotated[int, typer.Option(help="Seed of the attack's random start.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the attack's random start.")] = 0,
     probabilities: Annotated[
         bool, typer.Option(help="Keep every model's probabilities on all 10,000 test images, for ensembles.")
     ] = True,
@@ -84,6 +86,8 @@ def transfer(
     """
     attack = partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
     with _plain_errors():
+        check_number(most=127, eps=eps)
+        check_number(step_size=step_size)
         images = ms.fashion_mnist("test", n=n, seed=image_seed)
         ms.transfer(
             ms.load_zoo("fashion69", names=names or None),
@@ -94,7 +98,7 @@ def transfer(
             workers=workers,
             scheduler=scheduler,
         )
-    typer.echo(f"the study is in {out}; next: python -m modelsim score {out}")
+    typer.echo(f"the study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}")
 
 
 @app.command()
@@ -149,9 +153,11 @@ def distill(
     teacher: Annotated[
         list[str] | None, typer.Option(help="A model of the zoo, `self` or `none`. Default: the book's.")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seed of the student. Default: the book's.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="Seed of the student. Default: the book's.")
+    ] = None,
     kind: Annotated[Kind, typer.Option(help="What of the teacher is imitated.")] = "soft",
-    images: Annotated[int, typer.Option(help="Training images.")] = distillation.Setting.images,
+    images: Annotated[int, typer.Option(min=1, help="Training images.")] = distillation.Setting.images,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 20,
     temperature: Annotated[float, typer.Option(help="Of soft labels.")] = distillation.Setting.temperature,
     weight: Annotated[

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from modelsim.images import check_images, check_labels
+from modelsim.images import check_images, check_labels, check_number, check_whole
 
 _AT_A_TIME = 125
 """Images whose gradients are taken together."""
@@ -161,14 +161,24 @@ def _ascend(
     return adversarial.detach()
 
 
-def _check_input(images: Tensor, labels: Tensor, classifier: nn.Module, **positive: float) -> None:
+def _check_input(
+    images: Tensor,
+    labels: Tensor,
+    classifier: nn.Module,
+    *,
+    eps: float,
+    steps: int = 1,
+    seed: int = 0,
+    **positive: float,
+) -> None:
+    check_number(most=1, eps=eps)
+    check_whole(steps=steps)
+    check_whole(least=0, seed=seed)
+    check_number(**positive)
     check_images(images)
     with torch.no_grad():
         n_classes = checked_logits(classifier, images[:1]).shape[1]
     check_labels(labels, n_images=len(images), n_classes=n_classes)
-    for name, value in positive.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be greater than 0, got {value}")
 
 
 def pgd(
@@ -224,8 +234,8 @@ def pgd(
     Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018, eq. (2).
     """
     with frozen(classifier) as still:
-        _check_input(images, labels, still, eps=eps, steps=steps, step_size=step_size)
-        generator = torch.Generator(images.device).manual_seed(seed)
+        _check_input(images, labels, still, eps=eps, steps=steps, step_size=step_size, seed=seed)
+        generator = torch.Generator(images.device).manual_seed(int(seed))
         noise = torch.empty_like(images).uniform_(-eps, eps, generator=generator)
         start = (images + noise).clamp(0, 1)
         return _ascend(still, images, labels, start, eps=eps, steps=steps, step_size=step_size)

@@ -47,12 +47,13 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from modelsim import __version__
 from modelsim.agreement import cosine, residual_ranks
 from modelsim.attacks import checked_logits
 from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.clustering import distance
 from modelsim.compare import compare, study_images
-from modelsim.images import ImageSet, data_directory, fashion_mnist
+from modelsim.images import ImageSet, check_whole, data_directory, fashion_mnist
 from modelsim.scores import sat
 from modelsim.study import open_study, setting_differences
 from modelsim.training import Kind, Recipe, Teacher, accuracy, fit
@@ -304,6 +305,7 @@ def distill(
 
 
 def _check_teaching(kind: Kind, setting: Setting) -> None:
+    check_whole(images=setting.images, attacked=setting.attacked)
     Teacher(torch.zeros(2, 1, 1), kind=kind, temperature=setting.temperature, weight=setting.weight)
 
 
@@ -422,8 +424,7 @@ def _check_runs(runs: Sequence[Run], work: _Work) -> list[str]:
     for run in runs:
         if run.student not in STUDENTS:
             raise ValueError(unknown_name_message("student", run.student, STUDENTS))
-        if run.teacher != NONE:
-            _check_teaching(cast("Kind", run.kind), work.setting)
+        _check_teaching("soft" if run.teacher == NONE else cast("Kind", run.kind), work.setting)
         if run.teacher in (NONE, SELF):
             continue
         if split_model_name(run.teacher)[0] not in CATALOGUE:
@@ -446,8 +447,8 @@ def _settings(work: _Work, references: Sequence[str]) -> dict[str, Any]:
         settings |= {f"attack.{key}": value for key, value in of_study["attack_settings"].items()}
         settings |= {"attack": of_study["attack"], "attacked images": of_study["images_sha256"]}
     settings["compared with"] = ", ".join(references)
-    packages = ("modelsim", "torch", "timm", "numpy")
-    return settings | {f"version of {package}": version(package) for package in packages}
+    versions = {name: version(name) for name in ("torch", "timm", "numpy")} | {"modelsim": __version__}
+    return settings | {f"version of {name}": number for name, number in versions.items()}
 
 
 def _check_same_settings(path: Path, settings: dict[str, Any]) -> None:

@@ -3,10 +3,14 @@
 import gzip
 import hashlib
 import os
+import shlex
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,22 +33,56 @@ _FASHION_MNIST_FILES = {"train": "train", "test": "t10k"}
 
 
 def data_directory() -> Path:
-    """Return the folder of embedded data.
+    """Return the folder of embedded data, as an absolute path.
 
     That is the environment variable `MODELSIM_DATA` if it is set, else `data/` beside the package.
 
     Raises
     ------
     FileNotFoundError
-        If that folder does not exist.
+        If there is no such folder, or it is not one of ours, into which nothing must be written.
     """
-    folder = Path(os.environ.get("MODELSIM_DATA") or Path(__file__).resolve().parents[1] / "data")
-    if not folder.is_dir():
+    folder = Path(os.environ.get("MODELSIM_DATA") or Path(__file__).resolve().parents[1] / "data").absolute()
+    missing = [name for name in ("fashion-mnist", "fashion69") if not (folder / name).is_dir()]
+    if missing:
         raise FileNotFoundError(
-            f"no data folder at {folder}: work in a clone of the repository (pip install -e .), "
-            "or set MODELSIM_DATA to its data/ folder"
+            f"no data of modelsim at {folder} (no {' and no '.join(missing)} in it): work in a clone of the "
+            "repository (pip install -e .), or set MODELSIM_DATA to its data/ folder"
         )
     return folder
+
+
+def check_strings(what: str, names: Iterable[object]) -> None:
+    """Raise unless all `names` are strings that aren't blank; `what` says of what they are."""
+    if isinstance(names, str):
+        raise TypeError(f"{what} must be several strings, got one: {names!r}")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"{what} must be strings, got {name!r}")
+        if not name.strip():
+            raise ValueError(f"{what} must not be empty, got {name!r}")
+
+
+def check_whole(*, least: int = 1, **options: object) -> None:
+    """Raise unless every option is a whole number, at least `least`."""
+    for name, value in options.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+        if not least <= (number := int(value)) < 2**63:
+            bound = f"at least {least}" if number < least else "less than 2**63"
+            raise ValueError(f"{name} must be {bound}, got {value}")
+
+
+def check_number(
+    *, least: float = sys.float_info.min, most: float = sys.float_info.max, **options: object
+) -> None:
+    """Raise unless every option is a number from `least` to `most`; by default positive and finite."""
+    for name, value in options.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not least <= (number := float(value)) <= most:
+            low = f"at least {least:g}" if least <= 0 else "greater than 0"
+            raise ValueError(f"{name} must be {f'at most {most:.4g}' if number > most else low}, got {value}")
 
 
 def check_images(images: Tensor) -> None:
@@ -127,7 +165,8 @@ class ImageSet:
     Raises
     ------
     TypeError, ValueError
-        When made from anything but a canvas, labels within the classes and unique ids, one an image.
+        When made from anything but a canvas, labels within the classes, unique ids, one an image, and
+        names of the classes.
     """
 
     images: Tensor
@@ -139,6 +178,8 @@ class ImageSet:
     def __post_init__(self) -> None:
         check_images(self.images)
         check_labels(self.labels, n_images=len(self.images), n_classes=len(self.classes))
+        check_strings("image ids", self.ids)
+        check_strings("class names", self.classes)
         if len(self.ids) != len(self.images) or len(set(self.ids)) != len(self.ids):
             raise ValueError(
                 f"expected {len(self.images)} unique image ids, "
@@ -148,11 +189,28 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, positions: Sequence[int] | NDArray[np.int64]) -> "ImageSet":
-        """Return the images at `positions`, in that order."""
-        keep = torch.as_tensor(positions, dtype=torch.int64)
-        ids = tuple(self.ids[i] for i in keep.tolist())
+    def __getitem__(self, positions: int | slice | Sequence[int] | NDArray[Any] | Tensor) -> "ImageSet":
+        """Return copies of the images at `positions`, in that order.
+
+        Examples
+        --------
+        >>> images[:5], images[7], images[[4, 1]], images[images.labels == 3]
+
+        Raises
+        ------
+        IndexError
+            If a position is outside the set or not a whole number, or a mask doesn't fit the set.
+        """
+        places = np.ascontiguousarray(np.arange(len(self))[positions])
+        if places.ndim > 1:
+            raise IndexError(f"positions must be one-dimensional, got {positions!r}")
+        keep, ids = torch.from_numpy(places), tuple(self.ids[place] for place in places)
         return ImageSet(self.images[keep], self.labels[keep], ids, self.classes, self.name)
+
+    def hashes(self) -> tuple[str, ...]:
+        """Return the start of the SHA-256 of each image's pixels and label, to recognise parts of a set."""
+        pairs = zip(self.images.numpy(), self.labels.numpy(), strict=True)
+        return tuple(hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()[:16] for x, y in pairs)
 
     def fingerprint(self) -> str:
         """SHA-256 of pixels, labels and ids, to tell two image sets apart."""
@@ -168,9 +226,13 @@ class ImageSet:
         ------
         ValueError
             If `n` is not a positive multiple of the number of classes, or a class has too few images.
+        TypeError
+            If `n` or `seed` is not a whole number.
         """
+        check_whole(n=n)
+        check_whole(least=0, seed=seed)
         each, rest = divmod(n, len(self.classes))
-        if n <= 0 or rest:
+        if rest:
             raise ValueError(f"n must be a positive multiple of the {len(self.classes)} classes, got {n}")
         random = np.random.default_rng(seed)
         chosen = []
@@ -190,7 +252,8 @@ def _read_idx(path: Path, *, header: int) -> NDArray[np.uint8]:
             raise EOFError("no image in it")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
-            f"{path} is truncated or corrupted ({error}): restore it with git checkout -- {path}"
+            f"{path} is truncated or corrupted ({error}): "
+            f"restore it with git -C {shlex.quote(str(path.parent))} checkout -- {path.name}"
         ) from error
     return np.frombuffer(content, np.uint8, offset=header)
 
@@ -211,6 +274,8 @@ def fashion_mnist(split: str = "test", *, n: int | None = None, seed: int = 0) -
     ------
     ValueError
         If `split` is unknown, `n` can't be drawn evenly, or a file is corrupted.
+    TypeError
+        If `n` or `seed` is not a whole number.
 
     References
     ----------

@@ -6,7 +6,6 @@ from urllib.parse import quote
 
 import pandas as pd
 import pooch
-import requests
 import xarray as xr
 
 CACHE_VARIABLE = "MODELSIM_CACHE"
@@ -51,7 +50,7 @@ def published_sat() -> xr.DataArray:
     Raises
     ------
     PublishedScoresUnavailable
-        If the file isn't cached and can't be fetched.
+        If the file isn't cached and can't be fetched, or the cache can't be written.
     FileNotFoundError
         If `MODELSIM_CACHE` names a folder that doesn't exist or lacks the file.
     ValueError
@@ -105,7 +104,7 @@ def _read(name: str) -> pd.DataFrame:
 
 def _path(name: str) -> Path:
     folder = os.environ.get(CACHE_VARIABLE)
-    return _given(Path(folder), name) if folder else _fetched(name)
+    return _given(Path(folder).absolute(), name) if folder else _fetched(name)
 
 
 def _given(folder: Path, name: str) -> Path:
@@ -130,11 +129,11 @@ def _fetched(name: str) -> Path:
     """Find a file in the user's cache, or fetch it there; either way its hash is checked."""
     # By default pooch notes every download on stderr, where a page of the book must have nothing.
     pooch.get_logger().setLevel("WARNING")
-    url = _SOURCE + quote(name)
+    url, folder = _SOURCE + quote(name), pooch.os_cache("modelsim")
     try:
-        return Path(pooch.retrieve(url, _SHA256[name], fname=name, path=pooch.os_cache("modelsim")))
-    except requests.exceptions.RequestException as error:
+        return Path(pooch.retrieve(url, _SHA256[name], fname=name, path=folder))
+    except OSError as error:  # of the network, or of a home that can't be written
         raise PublishedScoresUnavailable(
-            f"can't fetch {url} ({error}). Connect to the network and try again, or download the file "
-            f"elsewhere and set {CACHE_VARIABLE} to the folder that holds it"
+            f"can't fetch {url} into {folder} ({error}). Connect to the network and try again, or download "
+            f"the file elsewhere and set {CACHE_VARIABLE} to the folder that holds it"
         ) from error

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 from tqdm import tqdm, trange
 
-from modelsim.images import ImageSet, data_directory, fashion_mnist
+from modelsim.images import ImageSet, check_number, check_whole, data_directory, fashion_mnist
 from modelsim.zoo import (
     Classifier,
     build,
@@ -55,7 +55,12 @@ class Recipe:
     weight_decay : float
         On weights, not on biases and normalisation.
     warm_up : float
-        Fraction of the steps on which the learning rate rises.
+        Fraction of the steps on which the learning rate rises, 0 … 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an attribute is out of range or no number.
     """
 
     epochs: int = 3
@@ -63,6 +68,12 @@ class Recipe:
     learning_rate: float = 1e-2
     weight_decay: float = 0.05
     warm_up: float = 0.15
+
+    def __post_init__(self) -> None:
+        check_whole(epochs=self.epochs, batch_size=self.batch_size)
+        check_number(learning_rate=self.learning_rate)
+        check_number(least=0, weight_decay=self.weight_decay)
+        check_number(least=0, most=1, warm_up=self.warm_up)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +121,7 @@ class Teacher:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be 'soft' or 'hard', got {self.kind!r}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be greater than 0, got {self.temperature}")
+        check_number(temperature=self.temperature)
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be between 0 and 1, got {self.weight}")
         if self.logits.ndim != 3 or len(self.logits) != 2:
@@ -152,7 +162,7 @@ def _single_precision_muon() -> Iterator[None]:
 
 def _batches(images: ImageSet, recipe: Recipe, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the positions of shuffled batches, and which of their images to mirror: one half of them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     for _ in range(recipe.epochs):
         order = torch.randperm(len(images), generator=generator)
         for positions in order.split(recipe.batch_size):
@@ -216,9 +226,12 @@ def train(
     ValueError
         If the architecture is unknown, there are fewer images than one batch, or the teacher was
         trained on other classes or asked about other images.
+    TypeError
+        If `seed` is not a whole number.
     FloatingPointError
         If the loss stops being finite.
     """
+    check_whole(least=0, seed=seed)
     images = images or fashion_mnist("train")
     seed += catalogue_entry(architecture).seed_offset
     classifier = build(architecture, seed=seed, n_classes=len(images.classes))
@@ -263,6 +276,7 @@ def fit(
 
     Other parameters, the result and what is raised are those of `train`.
     """
+    check_whole(least=0, seed=seed)
     recipe = recipe or Recipe()
     steps = recipe.epochs * (len(images) // recipe.batch_size)
     if steps == 0:
@@ -318,11 +332,11 @@ def _finite(loss: Tensor, name: str, step: int) -> float:
     return loss.item()
 
 
-def accuracy(classifier: nn.Module, images: ImageSet, *, batch_size: int = 500) -> float:
+def accuracy(classifier: nn.Module, images: ImageSet) -> float:
     """Share of `images` classified correctly, 0 … 1, in evaluation mode."""
     classifier.eval()
     with torch.no_grad():
-        batches = zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True)
+        batches = zip(images.images.split(500), images.labels.split(500), strict=True)
         return sum(int((classifier(x).argmax(1) == y).sum()) for x, y in batches) / len(images)
 
 
@@ -415,6 +429,7 @@ def train_zoo(
     FloatingPointError
         If a loss stopped being finite, after all other models have been trained.
     """
+    check_whole(workers=workers)
     recipe = recipe or Recipe()
     folder = folder or data_directory() / "fashion69" / "weights"
     for name in names:

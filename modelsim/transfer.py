@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from modelsim import attacks
+from modelsim import __version__, attacks
 from modelsim.attacks import count_without_gradient, frozen, logits, pgd
 from modelsim.images import ImageSet, check_images, check_whole
 from modelsim.study import (
@@ -484,7 +484,8 @@ def _shown(constant: object) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {package: version(package) for package in ("modelsim", "torch", "timm", "numpy")}
+    packages = ("torch", "timm", "numpy")
+    return {"modelsim": __version__} | {package: version(package) for package in packages}
 
 
 def _settings(

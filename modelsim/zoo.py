@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from modelsim.catalogue import CATALOGUE, Architecture
-from modelsim.images import data_directory
+from modelsim.images import check_strings, check_whole, data_directory
 
 CANVAS_RULE = (
     "perturbation on the canvas; each classifier resizes (bilinear) and normalises by itself; "
@@ -146,14 +146,16 @@ def build(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifier:
 
     Raises
     ------
-    ValueError
-        If the architecture is unknown.
+    TypeError, ValueError
+        If the architecture is unknown, or a number is out of range.
     """
     return assemble(architecture(name), seed=seed, n_classes=n_classes)
 
 
 def assemble(entry: Architecture, *, seed: int = 0, n_classes: int = 10) -> Classifier:
     """Build an untrained classifier of an architecture that needn't be in the catalogue."""
+    check_whole(least=0, seed=seed)
+    check_whole(n_classes=n_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = entry.model(in_chans=1, num_classes=n_classes, **entry.settings)
@@ -290,20 +292,26 @@ def load_weights(classifier: nn.Module, path: Path) -> None:
     classifier.load_state_dict(weights)
 
 
+def check_names(names: Iterable[object]) -> None:
+    """Raise unless these can be names of models: strings, none of them empty."""
+    check_strings("names of models", names)
+
+
 class Zoo(Mapping[str, nn.Module]):
     """Classifiers by name, each built by `load` when it is asked for and not kept.
 
     Raises
     ------
-    ValueError
-        If a name is given twice.
+    TypeError, ValueError
+        If a name is not a string, empty, or given twice.
     """
 
-    def __init__(self, names: Sequence[str], load: Callable[[str], nn.Module]) -> None:
-        duplicates = sorted({name for name in names if list(names).count(name) > 1})
+    def __init__(self, names: str | Sequence[str], load: Callable[[str], nn.Module]) -> None:
+        self._names = (names,) if isinstance(names, str) else tuple(names)
+        check_names(self._names)
+        duplicates = sorted({name for name in self._names if self._names.count(name) > 1})
         if duplicates:
             raise ValueError(f"duplicate model names: {', '.join(duplicates)}")
-        self._names = tuple(names)
         self._load = load
 
     def __getitem__(self, name: str) -> nn.Module:
@@ -324,7 +332,7 @@ def _load_trained(name: str, *, folder: Path) -> Classifier:
     return classifier.eval()
 
 
-def load_zoo(study: str = "fashion69", *, names: Sequence[str] | None = None) -> Zoo:
+def load_zoo(study: str = "fashion69", *, names: str | Sequence[str] | None = None) -> Zoo:
     """Load the classifiers that ship with the book, each when it is asked for.
 
     Examples
@@ -336,21 +344,22 @@ def load_zoo(study: str = "fashion69", *, names: Sequence[str] | None = None) ->
     ----------
     study : str
         `"fashion69"`, the one embedded zoo.
-    names : sequence of str, optional
+    names : str or sequence of str, optional
         Models, such as `"resnet50"` or its second seed `"resnet50-seed1"`; by default the first seed
         of every architecture of the catalogue.
 
     Raises
     ------
-    ValueError
-        If the study or an architecture is unknown, or a name is given twice.
+    TypeError, ValueError
+        If the study or an architecture is unknown, or a name is not a string or given twice.
     """
     if study != "fashion69":
         raise ValueError(unknown_name_message("study", study, ["fashion69"]))
-    names = list(CATALOGUE) if names is None else list(names)
-    for name in names:
+    folder = data_directory() / study / "weights"
+    zoo = Zoo(list(CATALOGUE) if names is None else names, partial(_load_trained, folder=folder))
+    for name in zoo:
         architecture(split_model_name(name)[0])
-    return Zoo(names, partial(_load_trained, folder=data_directory() / study / "weights"))
+    return zoo
 
 
 class _Folded(nn.BatchNorm2d):

@@ -1,6 +1,8 @@
+import math
 import re
 from functools import partial
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -263,11 +265,9 @@ def test_nan_logits_of_one_image_are_counted(attack):
     ("attack", "setting"),
     [
         (ms.pgd, "eps"),
-        (ms.pgd, "steps"),
         (ms.pgd, "step_size"),
         (ms.fgsm, "eps"),
         (ms.mi_fgsm, "eps"),
-        (ms.mi_fgsm, "steps"),
         (ms.mi_fgsm, "step_size"),
         (ms.mi_fgsm, "decay"),
     ],
@@ -276,6 +276,34 @@ def test_nan_logits_of_one_image_are_counted(attack):
 def test_setting_that_is_not_positive_is_refused_by_name(attack, setting, value, images):
     with pytest.raises(ValueError, match=f"{setting} must be greater than 0, got {value}"):
         attack(tiny.linear(0), images.images, images.labels, **{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("attack", "setting", "error", "message"),
+    [
+        (ms.pgd, dict(eps=math.inf), ValueError, "eps must be at most 1, got inf"),
+        (ms.fgsm, dict(eps=8), ValueError, "eps must be at most 1, got 8"),
+        (ms.pgd, dict(step_size=math.inf), ValueError, r"step_size must be at most 1.798e\+308, got inf"),
+        (ms.mi_fgsm, dict(decay=math.inf), ValueError, r"decay must be at most 1.798e\+308, got inf"),
+        (ms.pgd, dict(eps="8/255"), TypeError, "eps must be a number, got '8/255'"),
+        (ms.pgd, dict(steps=0), ValueError, "steps must be at least 1, got 0"),
+        (ms.mi_fgsm, dict(steps=-1), ValueError, "steps must be at least 1, got -1"),
+        (ms.pgd, dict(steps=2.0), TypeError, "steps must be a whole number, got 2.0"),
+        (ms.pgd, dict(seed=-1), ValueError, "seed must be at least 0, got -1"),
+        (ms.pgd, dict(seed=None), TypeError, "seed must be a whole number, got None"),
+        (ms.pgd, dict(seed=2**64), ValueError, r"seed must be less than 2\*\*63"),
+    ],
+)
+def test_setting_out_of_range_is_refused_by_name(attack, setting, error, message, images):
+    with pytest.raises(error, match=message):
+        attack(tiny.linear(0), images.images, images.labels, **setting)
+
+
+def test_seed_of_numpy_is_the_same_seed(images):
+    one, other = (
+        ms.pgd(tiny.linear(0), images.images, images.labels, seed=s, steps=1) for s in (3, np.int64(3))
+    )
+    assert torch.equal(one, other)
 
 
 def test_network_that_keeps_what_it_computes_at_first_can_be_attacked():

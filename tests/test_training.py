@@ -1,5 +1,6 @@
 import gzip
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def small_data(tmp_path, monkeypatch):
     """A data folder of 100 training and 50 test images; returns where its weights go."""
     folder = tmp_path / "fashion-mnist"
     folder.mkdir()
+    (tmp_path / "fashion69").mkdir()
     for stem, n, seed in (("train", 100, 0), ("t10k", 50, 1)):
         images = ms.fashion_mnist("test", n=n, seed=seed)
         write_idx(folder / f"{stem}-images-idx3-ubyte.gz", (images.images[:, 0] * 255).round().numpy())
@@ -71,6 +73,47 @@ def test_trained_classifier_differs_from_the_untrained_and_is_in_evaluation_mode
 def test_fewer_images_than_a_batch_are_refused(small_data):
     with pytest.raises(ValueError, match="100 images are fewer than one batch of 101"):
         ms.train(NAME, recipe=ms.Recipe(batch_size=101))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (dict(epochs=0), ValueError, "epochs must be at least 1, got 0"),
+        (dict(epochs=1.5), TypeError, "epochs must be a whole number, got 1.5"),
+        (dict(batch_size=0), ValueError, "batch_size must be at least 1, got 0"),
+        (dict(batch_size=-64), ValueError, "batch_size must be at least 1, got -64"),
+        (dict(learning_rate=math.nan), ValueError, "learning_rate must be greater than 0, got nan"),
+        (dict(learning_rate=math.inf), ValueError, "learning_rate must be at most .*, got inf"),
+        (dict(weight_decay=-0.1), ValueError, "weight_decay must be at least 0, got -0.1"),
+        (dict(weight_decay=math.nan), ValueError, "weight_decay must be at least 0, got nan"),
+        (dict(warm_up=1.5), ValueError, "warm_up must be at most 1, got 1.5"),
+        (dict(warm_up="half"), TypeError, "warm_up must be a number, got 'half'"),
+    ],
+)
+def test_recipe_out_of_range_is_refused_by_name(settings, error, message):
+    with pytest.raises(error, match=message):
+        ms.Recipe(**settings)
+
+
+@pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (0.5, TypeError), ("1", TypeError)])
+def test_seed_that_is_none_is_refused_by_name(seed, error, small_data):
+    with pytest.raises(error, match=f"seed must be .*, got {seed!r}"):
+        ms.train(NAME, seed=seed, recipe=QUICK)
+    with pytest.raises(error, match=f"seed must be .*, got {seed!r}"):
+        ms.fit(ms.build(NAME), ms.fashion_mnist("train"), seed=seed, recipe=QUICK)
+
+
+@pytest.mark.parametrize(("workers", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_number_of_workers_out_of_range_is_refused_and_nothing_written(workers, error, small_data):
+    with pytest.raises(error, match=f"workers must be .*, got {workers}"):
+        ms.train_zoo([NAME], recipe=QUICK, workers=workers)
+    assert not small_data.exists()
+
+
+@pytest.mark.parametrize("temperature", [math.nan, math.inf])
+def test_temperature_of_a_teacher_is_finite(temperature):
+    with pytest.raises(ValueError, match=f"temperature must be .*, got {temperature}"):
+        ms.Teacher(torch.zeros(2, 4, 3), temperature=temperature)
 
 
 def test_loss_that_stops_being_finite_names_architecture_and_step(small_data):

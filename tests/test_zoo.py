@@ -134,7 +134,50 @@ def test_zoo_loads_a_model_only_when_it_is_asked_for():
     assert asked == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        ([1, 2], TypeError, "names of models must be strings, got 1"),
+        (["resnet50", None], TypeError, "names of models must be strings, got None"),
+        (["resnet50", ""], ValueError, "names of models must not be empty, got ''"),
+        (["resnet50", " \n"], ValueError, r"names of models must not be empty, got ' \\n'"),
+        (["b", "a", "b"], ValueError, "duplicate model names: b"),
+    ],
+)
+def test_names_that_no_study_could_hold_are_refused(names, error, message):
+    with pytest.raises(error, match=message):
+        Zoo(names, tiny.linear)
+
+
+@pytest.mark.parametrize("names", ["resnet50", iter(["resnet50"])])
+def test_zoo_of_one_name_is_not_one_of_its_letters(names):
+    assert list(ms.load_zoo(names=names)) == ["resnet50"]
+
+
+def test_zoo_finds_its_weights_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(ms.data_directory().parent)
+    monkeypatch.setenv("MODELSIM_DATA", "data")
+    zoo = ms.load_zoo(names=["resnet50"])
+    monkeypatch.chdir(tmp_path)
+    assert len(list(zoo["resnet50"].parameters())) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(seed=-1), ValueError, "seed must be at least 0, got -1"),
+        (dict(seed=1.5), TypeError, "seed must be a whole number, got 1.5"),
+        (dict(n_classes=0), ValueError, "n_classes must be at least 1, got 0"),
+    ],
+)
+def test_number_that_no_classifier_can_be_built_from_is_refused_by_name(options, error, message):
+    with pytest.raises(error, match=message):
+        ms.build("resnet50", **options)
+
+
 def test_zoo_of_absent_weights_opens_and_says_how_to_train_the_model_asked_for(tmp_path, monkeypatch):
+    for name in ("fashion-mnist", "fashion69"):
+        (tmp_path / name).mkdir()
     monkeypatch.setenv("MODELSIM_DATA", str(tmp_path))
     zoo = ms.load_zoo()
     assert list(zoo) == list(ms.CATALOGUE)
