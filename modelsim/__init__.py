@@ -2,29 +2,24 @@
 
 __version__ = "0.1.0"
 
-from modelsim.agreement import RELATIONS, Agreement, agreement, mean_by_relation, relations
+from modelsim.agreement import RELATIONS, agreement, mean_by_relation, relations
 from modelsim.attacks import fgsm, mi_fgsm, pgd
 from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.clustering import (
-    ChanceTest,
     choose_k,
     cluster_agreement,
     consensus,
     distance,
-    eigenvalues,
     embed,
     enrichment,
     perturbed,
     resampled,
-    shuffled,
     spectral_clusters,
     stability,
     structure,
-    tree,
 )
 from modelsim.compare import compare
-from modelsim.components import components, components_table, disagreements, evidence, read_components
-from modelsim.distillation import distill, distill_all, distillation_table
+from modelsim.components import components, components_table, disagreements, read_components
 from modelsim.ensembles import (
     choose_teammates,
     count_clusters,
@@ -40,6 +35,7 @@ from modelsim.scores import (
     first_seeds,
     interval,
     main_effects,
+    pairs,
     relative_sat,
     sat,
     transferability,
@@ -53,9 +49,7 @@ from modelsim.zoo import Classifier, Zoo, build, load_zoo
 __all__ = [
     "CATALOGUE",
     "RELATIONS",
-    "Agreement",
     "Architecture",
-    "ChanceTest",
     "Classifier",
     "ImageSet",
     "PublishedScoresUnavailable",
@@ -77,14 +71,9 @@ __all__ = [
     "data_directory",
     "disagreements",
     "distance",
-    "distill",
-    "distill_all",
-    "distillation_table",
-    "eigenvalues",
     "embed",
     "enrichment",
     "ensembles",
-    "evidence",
     "fashion_mnist",
     "fgsm",
     "first_seeds",
@@ -96,6 +85,7 @@ __all__ = [
     "member_sets",
     "mi_fgsm",
     "open_study",
+    "pairs",
     "perturbed",
     "pgd",
     "published_components",
@@ -107,7 +97,6 @@ __all__ = [
     "sat",
     "set_correlation",
     "set_means",
-    "shuffled",
     "spectral_clusters",
     "split_halves",
     "stability",
@@ -117,6 +106,5 @@ __all__ = [
     "training_table",
     "transfer",
     "transferability",
-    "tree",
     "white_box_success",
 ]

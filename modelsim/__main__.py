@@ -124,21 +124,26 @@ def score(
     study: Annotated[Path, typer.Argument(help="Folder of a study.")],
     measure: Annotated[Measure, typer.Option(help="Which score.")] = "sat",
     intervals: Annotated[bool, typer.Option(help="Add 95 % intervals (bootstrap over images).")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write one row a pair to this file.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write one row a pair, and its counts, to this file.")
+    ] = None,
 ) -> None:
     """Show the scores of a study.
 
     Example: `python -m modelsim score data/fashion69 --measure sat --intervals --csv sat.csv`
+
+    In the file, `trials` are the images that both models classify correctly, `hits` those of them that,
+    attacked on the first model, fool the second.
     """
     with _plain_errors():
         opened = ms.open_study(study)
         matrix = ms.sat(opened) if measure == "sat" else ms.transferability(opened)
-        table = matrix.drop_vars(["hits", "trials"], errors="ignore").to_series().to_frame()
+        table = matrix.to_series().to_frame()
         if intervals:
-            bounds = ms.interval(opened, measure).to_dataset("bound").to_dataframe()
-            table = table.join(bounds)
+            table = table.join(ms.interval(opened, measure).to_dataset("bound").to_dataframe())
         if csv:
-            table.to_csv(csv)
+            rate = ms.transferability(opened)
+            table.assign(hits=rate.hits.values.ravel(), trials=rate.trials.values.ravel()).to_csv(csv)
     if intervals:
         typer.echo(table.round(3).to_string())
     else:

@@ -26,7 +26,7 @@ from sklearn.cluster import SpectralClustering
 from sklearn.manifold import MDS, TSNE
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from modelsim.scores import relative_sat, sat
+from modelsim.scores import check_matrix, pairs, relative_sat, sat
 
 Floats = NDArray[np.floating]
 Labels: TypeAlias = xr.DataArray | pd.Series | Mapping[str, Any]
@@ -34,21 +34,11 @@ Labels: TypeAlias = xr.DataArray | pd.Series | Mapping[str, Any]
 
 
 def check_similarity(similarity: xr.DataArray) -> None:
-    """Raise unless `similarity` is square, symmetric and finite; its diagonal may be NaN as a whole."""
-    if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
-        raise ValueError(f"expected a square similarity matrix, got shape {similarity.shape}")
-    rows, columns = (similarity[dim].values for dim in similarity.dims)
-    for row, column in zip(rows, columns, strict=True):
-        if row != column:
-            raise ValueError(f"rows and columns must name the same models: {row} against {column}")
-    values = similarity.values
-    counts = ~(np.eye(len(values), dtype=bool) & _is_relative(similarity))
-    for i, j in np.argwhere(counts & ~np.isfinite(values)):
-        raise ValueError(
-            f"the similarity of {rows[i]} and {rows[j]} is NaN or infinite: leave one of them out"
-        )
-    for i, j in np.argwhere(counts & ~np.isclose(values, values.T)):
-        raise ValueError(f"the similarity of {rows[i]} and {rows[j]} differs with their order")
+    """Raise unless `similarity` is symmetric and finite; its diagonal may be NaN as a whole."""
+    names = check_matrix(similarity)
+    if not _is_relative(similarity):
+        for i in np.flatnonzero(~np.isfinite(np.diag(similarity.values))):
+            raise ValueError(f"the value of {names[i]} and {names[i]} is NaN or infinite: leave it out")
 
 
 def _is_relative(similarity: xr.DataArray) -> bool:
@@ -107,7 +97,9 @@ def spectral_clusters(similarity: xr.DataArray, n_clusters: int, *, seed: int = 
     numbers = np.empty(len(found), dtype=int)
     for number, who in enumerate(sorted(members, key=lambda who: (-len(who), who[0]))):
         numbers[who] = number
-    return similarity.isel({similarity.dims[1]: 0}, drop=True).copy(data=numbers).rename("cluster")
+    return (
+        similarity.isel({similarity.dims[1]: 0}).reset_coords(drop=True).copy(data=numbers).rename("cluster")
+    )
 
 
 def _check_number(n_clusters: int, similarity: xr.DataArray) -> None:
@@ -162,10 +154,10 @@ def perturbed(
 
     `scale` is the noise's standard deviation; if not given, half that of the pairs' `relative_sat`.
     """
-    pairs, random = _pairs(similarity), np.random.default_rng(seed)
+    before, random = _pairs(similarity), np.random.default_rng(seed)
     scale = float(_pairs(relative_sat(similarity)).std()) / 2 if scale is None else scale
     for _ in range(n):
-        yield _with_pairs(similarity, pairs + random.normal(0, scale, len(pairs)))
+        yield _with_pairs(similarity, before + random.normal(0, scale, len(before)))
 
 
 def shuffled(similarity: xr.DataArray, *, n: int = 99, seed: int = 0) -> Iterator[xr.DataArray]:
@@ -173,24 +165,23 @@ def shuffled(similarity: xr.DataArray, *, n: int = 99, seed: int = 0) -> Iterato
 
     The rest is `relative_sat`: that a model is similar to all others, or to none, makes no cluster.
     """
-    pairs, random = _pairs(similarity), np.random.default_rng(seed)
+    before, random = _pairs(similarity), np.random.default_rng(seed)
     rest = _pairs(relative_sat(similarity))
     for _ in range(n):
         # Shuffling makes new effects of single models by chance. Left in, they would take from the spread
         # of the rest, and the copies would look less clustered than noise does.
         moved = _pairs(relative_sat(_with_pairs(similarity, random.permutation(rest))))
-        yield _with_pairs(similarity, pairs - rest + moved * rest.std() / moved.std())
+        yield _with_pairs(similarity, before - rest + moved * rest.std() / moved.std())
 
 
 def _pairs(similarity: xr.DataArray) -> Floats:
     check_similarity(similarity)
-    return similarity.values[np.triu_indices(len(similarity), k=1)]
+    return pairs(similarity).to_numpy()
 
 
-def _with_pairs(similarity: xr.DataArray, pairs: Floats) -> xr.DataArray:
-    first, second = np.triu_indices(len(similarity), k=1)
-    values = similarity.values.astype(float)
-    values[first, second] = values[second, first] = pairs
+def _with_pairs(similarity: xr.DataArray, values: Floats) -> xr.DataArray:
+    values = squareform(values)
+    np.fill_diagonal(values, np.diag(similarity.values))
     return similarity.copy(data=values)
 
 

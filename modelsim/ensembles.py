@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor
 
-from modelsim.clustering import Labels, check_similarity
+from modelsim.clustering import Labels
+from modelsim.scores import check_matrix
 from modelsim.zoo import split_model_name, unknown_name_message
 
 Vote = Literal["soft", "hard", "logit"]
@@ -195,7 +196,7 @@ def _square(similarity: xr.DataArray, names: Sequence[str]) -> Floats:
             raise ValueError(f"{name} has no similarity to others: give a matrix with all members")
     matrix = similarity.sel(dict.fromkeys(similarity.dims, names)).astype(float)
     np.fill_diagonal(matrix.values, np.nan)
-    check_similarity(matrix)
+    check_matrix(matrix)
     return np.asarray(matrix.values)
 
 

@@ -23,7 +23,7 @@ from sklearn.model_selection import GridSearchCV, RepeatedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from modelsim.clustering import check_similarity
+from modelsim import scores
 
 if TYPE_CHECKING:
     import shap
@@ -177,21 +177,17 @@ class PairModel:
 def _untrained(
     similarity: xr.DataArray, components: pd.DataFrame, kind: Encoding, seed: int, device: str | None
 ) -> PairModel:
-    filled = similarity.copy(deep=True)
-    if filled.ndim == 2:
-        np.fill_diagonal(filled.values, 0)  # it doesn't count, and may be NaN
-    check_similarity(filled)
-    table = _matched(components, filled[filled.dims[0]].to_index())
+    alike = scores.pairs(similarity).to_numpy()
+    table = _matched(components, similarity[similarity.dims[0]].to_index())
     cuda = torch.cuda.is_available() and xgboost.build_info()["USE_CUDA"]
     trees = xgboost.XGBRegressor(**TREES, random_state=seed, device=device or ("cuda" if cuda else "cpu"))
-    return PairModel(table, pair_features(table, kind=kind), squareform(filled.values, checks=False), trees)
+    return PairModel(table, pair_features(table, kind=kind), alike, trees)
 
 
 def _matched(components: pd.DataFrame, names: pd.Index) -> pd.DataFrame:
     """Return the rows of the scored models, once each is known to be there, single and whole."""
-    for what, index in (("scores", names), ("components", components.index)):
-        if index.has_duplicates:
-            raise ValueError(f"{index[index.duplicated()][0]} stands more than once in the {what}")
+    for name in components.index[components.index.duplicated()]:
+        raise ValueError(f"{name} stands more than once in the components")
     if len(missing := names.difference(components.index, sort=False)):
         raise ValueError(f"{missing[0]} has scores but no components ({len(missing)} such models)")
     table = components.loc[names]

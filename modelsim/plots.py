@@ -15,6 +15,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from modelsim import clustering
+from modelsim.scores import pairs
 
 BASE_COLOURS: Mapping[str, str] = {
     "CNN": "#0072B2",
@@ -250,13 +251,12 @@ def agreement_scatter(
     """
     ax = ax or plt.subplots(figsize=(6, 5))[1]
     names = [name for name in first[first.dims[0]].values if name in second[second.dims[0]].values]
-    rows, columns = np.triu_indices(len(names), k=1)
-    x, y = (m.sel({m.dims[0]: names, m.dims[1]: names}).values[rows, columns] for m in (first, second))
-    bases = np.array([groups[name] for name in names])
-    one_base = bases[rows] == bases[columns]
+    x, y = (pairs(matrix.sel(dict.fromkeys(matrix.dims, names))) for matrix in (first, second))
+    bases, others = (x.index.get_level_values(end).map(groups) for end in ("model", "other"))
+    one_base = bases == others
     ax.scatter(x[~one_base], y[~one_base], s=14, color="0.75", label="two bases")
     for base, colour in BASE_COLOURS.items():
-        chosen = one_base & (bases[rows] == base)
+        chosen = one_base & (bases == base)
         if chosen.any():
             ax.scatter(x[chosen], y[chosen], s=18, color=colour, label=f"both {base}")
     ax.legend(frameon=False, fontsize=8)

@@ -1,11 +1,14 @@
 """Scores: from a study to labelled matrices, with intervals."""
 
 import warnings
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.spatial.distance import squareform
+from sklearn.linear_model import LinearRegression
 
 from modelsim.zoo import split_model_name
 
@@ -13,6 +16,8 @@ FLOOR = 0.01
 """Per cent, in place of 0 under SAT's logarithm: one hit in 10,000 trials, less than a study can see."""
 
 Measure = Literal["sat", "transferability"]
+
+_BOTH = ("model", "other")
 
 
 def first_seeds(study: xr.Dataset) -> xr.Dataset:
@@ -26,19 +31,74 @@ def first_seeds(study: xr.Dataset) -> xr.Dataset:
     return study.sel(source=names, target=names)
 
 
-def _trials(study: xr.Dataset) -> xr.DataArray:
-    """Tell, by (source, target, image), whether both classify the clean image correctly."""
+def pairs(matrix: xr.DataArray) -> pd.Series:
+    """Read every pair of models out of a symmetric matrix, once.
+
+    Examples
+    --------
+    >>> pairs(sat(study)).sort_values().tail()
+    >>> pd.DataFrame({"here": pairs(sat(study)), "relation": pairs(relations(names))})
+
+    Parameters
+    ----------
+    matrix : DataArray
+        Symmetric, of numbers or of words, models in rows and columns. The diagonal doesn't count.
+
+    Returns
+    -------
+    Series
+        By (model, other), in the order of the rows above the diagonal, named as the matrix is.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not square, rows and columns don't name the same models, a model stands in it
+        twice, or a value off the diagonal is NaN, infinite, or another one the other way round.
+    """
+    names = check_matrix(matrix)
+    ends = np.triu_indices(len(names), k=1)
+    index = pd.MultiIndex.from_arrays([names[end] for end in ends], names=_BOTH)
+    return pd.Series(matrix.values[ends], index, name=matrix.name)
+
+
+def check_matrix(matrix: xr.DataArray, *, symmetric: bool = True) -> pd.Index:
+    """Return the names of the models, or raise as `pairs` does."""
+    names, values = _check_names(matrix), matrix.values
+    number = np.issubdtype(values.dtype, np.number)
+    if number:
+        _refuse(~np.isfinite(values), names, "is NaN or infinite: leave one of them out")
+    if symmetric:
+        same = np.isclose(values, values.T) if number else values == values.T
+        _refuse(~same, names, "differs with their order")
+    return names
+
+
+def _check_names(matrix: xr.DataArray) -> pd.Index:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"expected a square matrix, models in rows and columns, got shape {matrix.shape}")
+    rows, columns = (matrix[dim].to_index() for dim in matrix.dims)
+    for row, column in zip(rows[rows != columns], columns[rows != columns], strict=True):
+        raise ValueError(f"rows and columns must name the same models in one order: {row} against {column}")
+    for name in rows[rows.duplicated()]:
+        raise ValueError(f"{name} stands more than once in the matrix")
+    return rows
+
+
+def _refuse(wrong: NDArray[np.bool_], names: pd.Index, what: str) -> None:
+    for i, j in np.argwhere(np.triu(wrong | wrong.T, k=1)):
+        raise ValueError(f"the value of {names[i]} and {names[j]} {what}")
+
+
+def _trials_and_hits(study: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Tell, by (source, target, image), what both classify correctly when clean, and what then fools."""
+    study = study.reset_coords(drop=True)
     correct = study.clean_prediction == study.label
     both = correct.rename(target="source").sel(source=study.source) & correct
-    return both.transpose("source", "target", "image")
+    trials = both.transpose("source", "target", "image")
+    return trials, trials & (study.adversarial_prediction != study.label)
 
 
-def _hits(study: xr.Dataset) -> xr.DataArray:
-    """Tell, by (source, target, image), whether a trial ended with the target fooled."""
-    return _trials(study) & (study.adversarial_prediction != study.label)
-
-
-def _rate(hits: NDArray[np.floating], trials: NDArray[np.floating]) -> NDArray[np.floating]:
+def _rate(hits: NDArray[Any], trials: NDArray[Any]) -> NDArray[np.floating]:
     """Divide, with NaN where there is no trial."""
     return np.divide(hits, trials, out=np.full(np.shape(hits), np.nan), where=trials > 0)
 
@@ -69,24 +129,26 @@ def transferability(study: xr.Dataset) -> xr.DataArray:
     -------
     DataArray
         (source, target), 0 … 1, not symmetric; NaN, with one warning, for a pair without any image
-        that both classify correctly. Coordinates `hits` and `trials` hold the counts.
+        that both classify correctly. Coordinates `hits` and `trials` (source, target) hold the counts,
+        `accuracy` (target) the share of the clean images that is classified correctly.
 
     References
     ----------
     Hwang et al., arXiv 2210.11407, eq. (1), before averaging both directions.
     """
-    trials, hits = _trials(study).sum("image"), _hits(study).sum("image")
-    if not (trials > 0).all():
-        warnings.warn(_no_trials_message(study, trials), stacklevel=2)
-    rate = hits.astype(float).copy(data=_rate(hits.values.astype(float), trials.values.astype(float)))
-    counts = {"hits": hits.variable, "trials": trials.variable}
-    return rate.assign_coords(counts).rename("transferability")
+    trials, hits = (which.sum("image") for which in _trials_and_hits(study))
+    if not trials.all():
+        warnings.warn(_no_trials_message(trials), stacklevel=2)
+    rate = hits.copy(data=_rate(hits.values, trials.values)).rename("transferability")
+    accuracy = (study.clean_prediction == study.label).mean("image").variable
+    return rate.assign_coords(hits=hits.variable, trials=trials.variable, accuracy=accuracy)
 
 
-def _no_trials_message(study: xr.Dataset, trials: xr.DataArray) -> str:
-    names = study.target.values
-    pairs = [f"{names[i]} and {names[j]}" for i, j in np.argwhere(trials.values == 0) if i <= j]
-    shown = "; ".join(pairs[:3]) + (f"; and {len(pairs) - 3} more" if len(pairs) > 3 else "")
+def _no_trials_message(trials: xr.DataArray) -> str:
+    sources, targets = trials.source.values, trials.target.values
+    missing = {tuple(sorted((sources[i], targets[j]))) for i, j in np.argwhere(trials.values == 0)}
+    found = [" and ".join(pair) for pair in sorted(missing)]
+    shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
     return f"no image is classified correctly by both of {shown}: their scores are NaN"
 
 
@@ -106,7 +168,14 @@ def sat(study: xr.Dataset) -> xr.DataArray:
     -------
     DataArray
         (model, other), symmetric, log of per cent: log 100 ≈ 4.605 when every adversarial image fools
-        the other model, log 0.01 ≈ -4.605 when none does. NaN as in `transferability`.
+        the other model, log 0.01 ≈ -4.605 when none does. NaN as in `transferability`. Coordinates
+        `trials` (model, other): images that both classify correctly; `accuracy` (model), 0 … 1, on the
+        clean images.
+
+    Raises
+    ------
+    ValueError
+        If the study's sources and targets are not the same models in one order.
 
     References
     ----------
@@ -114,11 +183,15 @@ def sat(study: xr.Dataset) -> xr.DataArray:
     arXiv 2210.11407, eq. (1).
     """
     rate = transferability(study)
-    coordinates = {"model": rate.source.values, "other": rate.target.values}
+    _check_names(rate)
+    coordinates = {
+        "model": rate.source.values,
+        "other": rate.target.values,
+        "trials": (_BOTH, rate.trials.values),
+        "accuracy": ("model", rate.accuracy.values),
+    }
     score = _symmetric_log(rate.values)
-    return xr.DataArray(
-        score, coordinates, ("model", "other"), name="SAT", attrs={"units": "log of per cent"}
-    )
+    return xr.DataArray(score, coordinates, _BOTH, name="SAT", attrs={"units": "log of per cent"})
 
 
 def interval(
@@ -161,39 +234,43 @@ def interval(
     ValueError
         If the measure is unknown, or the level is not between 0 and 1.
     """
-    if measure not in ("sat", "transferability"):
+    if measure not in get_args(Measure):
         raise ValueError(f"measure must be 'sat' or 'transferability', got {measure!r}")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     point = sat(study) if measure == "sat" else transferability(study)
-    n, random = study.sizes["image"], np.random.default_rng(seed)
-    weights = random.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32)
-    hits, trials = (
-        np.tensordot(weights, which.values.astype(np.float32), axes=(1, 2))
-        for which in (_hits(study), _trials(study))
-    )
-    rates = _rate(hits, trials)
+    rates = _resampled_rates(study, resamples, np.random.default_rng(seed))
     samples = _symmetric_log(rates) if measure == "sat" else rates
-    tail = (1 - level) / 2
     with warnings.catch_warnings():
         # A pair without trials has been warned about above; its bounds are NaN too.
         warnings.filterwarnings("ignore", "All-NaN slice encountered", RuntimeWarning)
-        bounds = np.nanquantile(samples, [tail, 1 - tail], axis=0)
-    return xr.DataArray(
-        bounds,
-        {"bound": ["low", "high"], **{d: point[d].values for d in point.dims}},
-        ("bound", *point.dims),
-        name=point.name,
-        attrs={"level": level, "resamples": resamples, "seed": seed},
-    )
+        bounds = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    settings = {"level": level, "resamples": resamples, "seed": seed}
+    both = point.reset_coords(drop=True).expand_dims(bound=["low", "high"])
+    return both.copy(data=bounds).assign_attrs(settings)
+
+
+def _resampled_rates(study: xr.Dataset, resamples: int, random: np.random.Generator) -> NDArray[np.floating]:
+    """Return the transferability (resample, source, target) on images drawn with replacement."""
+    n = study.sizes["image"]
+    weights = random.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32)
+    outcomes = (which.values.astype(np.float32) for which in _trials_and_hits(study))
+    trials, hits = (np.tensordot(weights, outcome, axes=(1, 2)) for outcome in outcomes)
+    return _rate(hits, trials)
 
 
 def white_box_success(study: xr.Dataset) -> xr.DataArray:
-    """Share of its own images on which each model is fooled by the attack on itself: (model,), 0 … 1."""
+    """Share of its own images on which each model is fooled by the attack on itself: (model,), 0 … 1.
+
+    Coordinates: `hits`, `trials` and `accuracy`, as in `transferability`; `images_without_gradient`, where
+    the study has it, counts the clean images on which the attack had no gradient to follow.
+    """
     rate = transferability(study)
-    names = [name for name in rate.source.values if name in rate.target.values]
-    own = [float(rate.sel(source=name, target=name)) for name in names]
-    return xr.DataArray(own, {"model": names}, ("model",), name="white-box success")
+    names = xr.DataArray(rate.source.values, {"model": rate.source.values}, ("model",))
+    own = rate.sel(source=names, target=names).drop_vars(["source", "target"]).rename("white-box success")
+    if "images_without_gradient" in study:
+        own["images_without_gradient"] = ("model", study.images_without_gradient.values)
+    return own
 
 
 def main_effects(score: xr.DataArray) -> xr.Dataset:
@@ -228,10 +305,14 @@ def main_effects(score: xr.DataArray) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If there are fewer than four models, rows and columns name different ones, or a score off the
-        diagonal is NaN.
+        If there are fewer than four models, rows and columns don't name the same, a score off the
+        diagonal is NaN, or one that has no counts is not symmetric.
     """
-    _check_complete(score)
+    names = check_matrix(score, symmetric=False)
+    if len(names) < 4:
+        raise ValueError(
+            f"effects of single models need four models or more, got {len(names)}: {list(names)}"
+        )
     return _directed_effects(score) if "hits" in score.coords else _symmetric_effects(score)
 
 
@@ -241,12 +322,13 @@ def _directed_effects(rate: xr.DataArray) -> xr.Dataset:
     one_hot = np.eye(len(rate))
     design = np.hstack([one_hot[source], one_hot[target]])
     observed, noise = (values[source, target] for values in _log_odds(rate))
-    rest = observed - design @ _weighted_fit(design, observed, np.ones_like(observed))
+    fit = LinearRegression(fit_intercept=False)
+    rest = observed - fit.fit(design, observed).predict(design)
     between = max(0.0, float(rest.var() - noise.mean()))
-    effects = _weighted_fit(design, observed, 1 / (between + noise))
-    strength, fragility = np.split(effects, 2)
+    rest = observed - fit.fit(design, observed, 1 / (between + noise)).predict(design)
+    strength, fragility = np.split(fit.coef_, 2)
     residual = np.full(rate.shape, np.nan)
-    residual[source, target] = rest = observed - design @ effects
+    residual[source, target] = rest
     return xr.Dataset(
         {
             "residual": (rate.dims, residual),
@@ -260,14 +342,13 @@ def _directed_effects(rate: xr.DataArray) -> xr.Dataset:
 
 def _symmetric_effects(score: xr.DataArray) -> xr.Dataset:
     rows, columns = score.dims
-    n, observed = len(score), score.values
+    n, observed = len(score), pairs(score).to_numpy()
     # Least squares in closed form, since every pair counts once: (n - 2) effect + all effects = row's sum.
-    sums = np.where(np.eye(n, dtype=bool), 0, observed).sum(axis=1)
+    sums = squareform(observed).sum(axis=1)
     effects = (sums - sums.sum() / (2 * (n - 1))) / (n - 2)
-    first, second = np.triu_indices(n, k=1)
-    observed = observed[first, second]
-    residual = np.full(score.shape, np.nan)
-    residual[first, second] = residual[second, first] = rest = observed - effects[first] - effects[second]
+    rest = observed - squareform(effects[:, None] + effects, checks=False)
+    residual = squareform(rest)
+    np.fill_diagonal(residual, np.nan)
     return xr.Dataset(
         {"residual": (score.dims, residual), "effect": ((rows,), effects - effects.mean())},
         {rows: score[rows].values, columns: score[columns].values},
@@ -275,30 +356,11 @@ def _symmetric_effects(score: xr.DataArray) -> xr.Dataset:
     )
 
 
-def _check_complete(score: xr.DataArray) -> None:
-    names, others = (list(score[dim].values) for dim in score.dims)
-    if names != others or len(names) < 4:
-        raise ValueError(
-            "effects of single models need four models or more, the same in rows and columns; "
-            f"got {len(names)} rows and {len(others)} columns"
-        )
-    for i, j in np.argwhere(np.isnan(score.values)):
-        if i != j:
-            raise ValueError(f"the score of {names[i]} and {names[j]} is NaN: leave one of them out")
-
-
 def _log_odds(rate: xr.DataArray) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Log-odds of hits, and their counting variance (half a count added to each, after Haldane)."""
     hits = rate.hits.values + 0.5
     misses = rate.trials.values - rate.hits.values + 0.5
     return np.log(hits / misses), 1 / hits + 1 / misses
-
-
-def _weighted_fit(
-    design: NDArray[np.floating], observed: NDArray[np.floating], weights: NDArray[np.floating]
-) -> NDArray[np.floating]:
-    root = np.sqrt(weights)
-    return np.linalg.lstsq(design * root[:, None], observed * root, rcond=None)[0]
 
 
 def relative_sat(score: xr.DataArray) -> xr.DataArray:
@@ -331,6 +393,4 @@ def relative_sat(score: xr.DataArray) -> xr.DataArray:
     names = score[score.dims[0]].values
     units = "log of the odds ratio" if "strength" in effects else "log of the ratio of per cents"
     attributes = {"units": units, "explained": effects.attrs["explained"]}
-    return xr.DataArray(
-        values, {"model": names, "other": names}, ("model", "other"), name="relative SAT", attrs=attributes
-    )
+    return xr.DataArray(values, dict.fromkeys(_BOTH, names), _BOTH, name="relative SAT", attrs=attributes)

@@ -196,6 +196,12 @@ def test_partly_missing_diagonal_and_missing_pairs_are_no_relative_similarity():
         ms.spectral_clusters(similarity, 2)
 
 
+def test_clusters_keep_nothing_of_what_stands_beside_a_similarity():
+    counts = {"trials": (("model", "other"), np.ones((9, 9))), "accuracy": ("model", np.ones(9))}
+    found = ms.spectral_clusters(planted().assign_coords(counts), 3)
+    assert found.identical(ms.spectral_clusters(planted(), 3))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_planted_blocks_are_recovered_from_a_relative_similarity(seed):
     similarity = relative(planted(within=1.0, across=-0.5, seed=seed))

@@ -87,12 +87,14 @@ def test_scores_written_are_those_of_the_package(pair, measure, tmp_path):
     result = call("score", pair, "--measure", measure, "--intervals", "--csv", tmp_path / "scores.csv")
     assert result.exit_code == 0, result.output
     study = ms.open_study(pair)
-    score, bounds = getattr(ms, measure)(study), ms.interval(study, measure)
+    score, bounds, rate = getattr(ms, measure)(study), ms.interval(study, measure), ms.transferability(study)
     written = pd.read_csv(tmp_path / "scores.csv", index_col=[0, 1])
     assert len(written) == 4
+    assert written.columns.tolist() == [score.name, "low", "high", "hits", "trials"]
     for (one, other), row in written.iterrows():
         place = {score.dims[0]: one, score.dims[1]: other}
-        expected = [score.sel(place), *bounds.sel(place)]
+        made = rate.sel(source=one, target=other)
+        expected = [score.sel(place), *bounds.sel(place), made.hits, made.trials]
         np.testing.assert_allclose(row.to_numpy(dtype=float), np.array(expected, dtype=float))
 
 

@@ -66,7 +66,7 @@ def test_a_pair_that_stands_out_is_left_in_the_residual():
     log_odds[1, 5] += 2
     log_odds[5, 1] += 2
     relative = ms.relative_sat(directed(log_odds, trials=100_000))
-    ranked = relative.where(relative.model < relative.other).to_series().dropna().sort_values()
+    ranked = ms.pairs(relative).sort_values()
     assert ranked.index[-1] == ("m1", "m5")
     assert ranked.iloc[-1] > 1 > ranked.iloc[-2]
 
@@ -123,12 +123,26 @@ def test_a_study_gives_it_by_way_of_its_transferability():
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_too_few_models_are_an_error(n):
-    with pytest.raises(ValueError, match=f"four models or more.*got {n} rows"):
+    with pytest.raises(ValueError, match=f"four models or more, got {n}: "):
         ms.main_effects(symmetric(np.ones((n, n))))
 
 
 def test_a_missing_score_is_named():
     values = np.ones((5, 5))
     values[3, 1] = np.nan
-    with pytest.raises(ValueError, match="score of m3 and m1 is NaN"):
+    with pytest.raises(ValueError, match="m1 and m3 is NaN"):
         ms.main_effects(symmetric(values))
+
+
+def test_a_transferability_that_lost_its_counts_is_not_taken_for_a_sat():
+    *_, log_odds = planted()
+    rate = directed(log_odds).drop_vars(["hits", "trials"])
+    with pytest.raises(ValueError, match="m0 and m1 differs with their order"):
+        ms.relative_sat(rate)
+
+
+def test_what_stands_beside_a_score_leaves_its_effects_as_they_are():
+    random = np.random.default_rng(0)
+    study = tiny.study(np.zeros(40), np.zeros((4, 40)), random.integers(0, 2, size=(4, 4, 40)))
+    score = ms.sat(study)
+    assert ms.main_effects(score).identical(ms.main_effects(score.reset_coords(drop=True)))

@@ -1,8 +1,10 @@
+import re
 import warnings
 
 import numpy as np
 import pytest
 import tiny
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -61,6 +63,49 @@ def test_transferability_is_that_computed_by_hand(study):
     assert ms.white_box_success(study).to_series().to_dict() == {"a": 1.0, "b": 0.5}
 
 
+def test_counts_and_accuracy_stand_beside_every_score(study):
+    # Each is right about four of the five images.
+    rate, score, own = ms.transferability(study), ms.sat(study), ms.white_box_success(study)
+    assert rate.accuracy.to_series().to_dict() == {"a": 0.8, "b": 0.8}
+    assert score.accuracy.to_series().to_dict() == {"a": 0.8, "b": 0.8}
+    assert score.trials.to_series().loc["a"].to_dict() == {"a": 4, "b": 3}
+    assert own.trials.to_series().to_dict() == {"a": 4, "b": 4}
+    assert rate.accuracy.dims == ("target",)
+    assert score.accuracy.dims == ("model",)
+
+
+def test_images_without_gradient_stand_beside_the_white_box_success_of_their_source(study):
+    assert "images_without_gradient" not in ms.white_box_success(study).coords
+    study["images_without_gradient"] = ("source", [0, 5])
+    own = ms.white_box_success(study.isel(source=[1, 0]))
+    assert own.to_series().to_dict() == {"b": 0.5, "a": 1.0}
+    assert own.images_without_gradient.to_series().to_dict() == {"b": 5, "a": 0}
+
+
+def test_notes_on_models_and_images_stay_out_of_the_scores(study):
+    noted = study.assign_coords(model_sha256=("target", ["1", "2"]), image_sha256=("image", list("vwxyz")))
+    noted["images_without_gradient"] = ("source", [0, 0])
+    noted = noted.set_coords("images_without_gradient")
+    assert ms.transferability(noted).identical(ms.transferability(study))
+    assert ms.sat(noted.isel(source=[0], target=[0])).identical(ms.sat(study.isel(source=[0], target=[0])))
+    assert ms.interval(noted, resamples=9).identical(ms.interval(study, resamples=9))
+
+
+def test_difference_of_two_studies_keeps_no_count_of_only_one_of_them(study):
+    other = study.copy(deep=True)
+    other.clean_prediction[0, 4] = other.label[4]
+    other.adversarial_prediction[1, 0] = 3
+    change = ms.sat(other) - ms.sat(study)
+    assert change.to_pandas().loc["a", "b"] == pytest.approx(np.log(100 * (1 + 3 / 4) / 2) - np.log(50))
+    assert set(change.coords) == {"model", "other"}
+
+
+def test_sat_of_sources_that_are_not_the_targets_in_order_is_refused(study):
+    for part in (study.isel(target=[1, 0]), study.isel(source=[1])):
+        with pytest.raises(ValueError, match=r"a against b|got shape \(1, 2\)"):
+            ms.sat(part)
+
+
 def test_sat_is_the_log_of_the_mean_per_cent_of_both_directions(study):
     score = ms.sat(study)
     expected = [[np.log(100), np.log(50)], [np.log(50), np.log(50)]]
@@ -84,6 +129,12 @@ def test_pair_without_trials_is_nan_and_named_in_one_warning():
         assert missing.tolist() == [[0, 1], [1, 0]]
     with warnings.catch_warnings(action="ignore"):
         assert ms.transferability(study).trials.values.tolist() == [[1, 0, 1], [0, 1, 1], [1, 1, 2]]
+
+
+def test_pair_without_trials_is_named_by_its_source_too():
+    study = tiny.study([0, 1], [[0, 2], [0, 1], [2, 1]], np.zeros((3, 3, 2)))
+    with pytest.warns(UserWarning, match="both of a and c: their scores"):
+        ms.transferability(study.isel(source=[2]))
 
 
 def test_warning_about_many_pairs_names_three_and_counts_the_rest():
@@ -187,3 +238,53 @@ def test_first_seeds_are_kept_in_their_order_on_both_sides():
     kept = ms.first_seeds(study.assign_coords(source=names, target=names))
     assert kept.source.values.tolist() == kept.target.values.tolist() == ["resnet50", "dpn107"]
     assert kept.adversarial_prediction.values.tolist() == [[[8, 9], [10, 11]], [[14, 15], [16, 17]]]
+
+
+def matrix(values, names="abc", dims=("model", "other")):
+    return xr.DataArray(np.asarray(values), {dim: list(names) for dim in dims}, dims, name="alike")
+
+
+THREE = np.array([[np.nan, 1.0, 2.0], [1.0, np.nan, 4.0], [2.0, 4.0, np.nan]])
+
+
+def test_pairs_are_read_once_along_the_rows_and_named():
+    found = ms.pairs(matrix(THREE, dims=("row", "column")))
+    assert found.to_dict() == {("a", "b"): 1, ("a", "c"): 2, ("b", "c"): 4}
+    assert found.index.names == ["model", "other"]
+    assert found.name == "alike"
+
+
+def test_pairs_of_words_and_of_truths_are_read_too():
+    words = np.array([["", "x", "y"], ["x", "", "z"], ["y", "z", ""]])
+    assert ms.pairs(matrix(words)).tolist() == ["x", "y", "z"]
+    assert ms.pairs(matrix(words == "x")).tolist() == [True, False, False]
+
+
+def test_rounding_is_no_asymmetry():
+    values = THREE.copy()
+    values[2, 1] += 1e-9
+    assert ms.pairs(matrix(values)).tolist() == [1, 2, 4]
+
+
+def entry(i, j, value, values=THREE):
+    values = values.copy()
+    values[i, j] = value
+    return matrix(values)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (matrix(THREE)[:2], "got shape (2, 3)"),
+        (matrix(THREE)[0], "got shape (3,)"),
+        (matrix(THREE)[:, [0, 2, 1]], "rows and columns must name the same models in one order: b against c"),
+        (matrix(THREE, "aba"), "a stands more than once in the matrix"),
+        (entry(2, 1, np.nan), "the value of b and c is NaN or infinite: leave one of them out"),
+        (entry(0, 1, -np.inf), "the value of a and b is NaN or infinite"),
+        (entry(0, 2, 3), "the value of a and c differs with their order"),
+        (entry(0, 2, "w", np.full((3, 3), "v")), "the value of a and c differs with their order"),
+    ],
+)
+def test_matrix_without_pairs_is_refused_naming_the_models(wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ms.pairs(wrong)
