@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.spatial.distance import squareform
+from scipy.stats import permutation_test, rankdata
 
+from modelsim.scores import check_matrix, pairs
 from modelsim.zoo import architecture, split_model_name
 
-Pairs = NDArray[np.floating]
+Floats = NDArray[np.floating]
 
 
 class Agreement(NamedTuple):
@@ -50,7 +52,7 @@ def agreement(
 ) -> Agreement:
     """Compare two similarity matrices of the same models, pair by pair.
 
-    Pairs that share a model are not independent. So the test shuffles models, not pairs, and the
+    Floats that share a model are not independent. So the test shuffles models, not pairs, and the
     interval draws models with replacement (pairs of a model with its own copy are left out, and so are
     draws in which one matrix has a single value).
 
@@ -67,7 +69,8 @@ def agreement(
     given : sequence of DataArray
         Controls, symmetric: ranks of pairs are compared after a linear fit on the controls' ranks.
     permutations, resamples : int
-        Of the test and of the interval.
+        Of the test and of the interval. A test of so few models that they have no more orders than
+        `permutations` takes every order once.
     level : float
         Coverage of the interval, 0 … 1.
     seed : int
@@ -76,7 +79,8 @@ def agreement(
     Raises
     ------
     ValueError
-        If fewer than four models are in all matrices, or a value off the diagonal is NaN.
+        If a matrix is none that `pairs` takes, fewer than four models are in all, or the first or the
+        second has a single value, or none that the controls leave.
 
     References
     ----------
@@ -85,58 +89,60 @@ def agreement(
     extensions of the Mantel test*, Systematic Zoology, 1986.
     """
     matrices = _aligned([first, second, *given])
-    n = len(matrices[0])
-    random = np.random.default_rng(seed)
-    one, other = (_square(residual, n) for residual in _residual_ranks(matrices, np.arange(n)))
-    observed = cosine(one, other)
-    orders = (random.permutation(n) for _ in range(permutations))
-    at_least = sum(cosine(one[np.ix_(order, order)], other) >= observed - 1e-12 for order in orders)
-    draws = (random.integers(n, size=n) for _ in range(resamples))
-    drawn = [cosine(*_residual_ranks(matrices, models)) for models in draws]
+    n, random = len(matrices[0]), np.random.default_rng(seed)
+    ranks = residual_ranks([squareform(values, checks=False) for values in matrices])
+    observed = cosine(*ranks)
+    if math.isnan(observed):
+        raise ValueError("nothing to correlate: of one matrix all pairs are alike, alone or beside `given`")
+    one, other = (squareform(values) for values in ranks)
+    test = permutation_test(
+        (np.arange(n),),
+        # Rounded, so that orders that give the same value count as equal.
+        lambda order: round(cosine(one[np.ix_(order, order)], other), 12),
+        permutation_type="pairings",
+        alternative="greater",
+        n_resamples=permutations,
+        rng=random,
+    )
+    drawn = [_drawn(matrices, random.integers(n, size=n)) for _ in range(resamples)]
     low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    p_value = (1 + at_least) / (permutations + 1)
-    return Agreement(observed, float(low), float(high), float(p_value), n, n * (n - 1) // 2)
+    return Agreement(observed, float(low), float(high), float(test.pvalue), n, n * (n - 1) // 2)
 
 
-def _aligned(matrices: Sequence[xr.DataArray]) -> list[Pairs]:
+def _aligned(matrices: Sequence[xr.DataArray]) -> list[Floats]:
     """Return the values of the models that all matrices name, in one order."""
-    names = [[str(name) for name in matrix[matrix.dims[0]].values] for matrix in matrices]
-    common = [name for name in names[0] if all(name in others for others in names[1:])]
+    first, *others = (check_matrix(matrix) for matrix in matrices)
+    common = [name for name in first if all(name in names for names in others)]
     if len(common) < 4:
         raise ValueError(f"four models or more must be in all matrices, got {len(common)}: {common}")
-    aligned = [
-        matrix.sel({matrix.dims[0]: common, matrix.dims[1]: common}).values.astype(float)
-        for matrix in matrices
-    ]
-    for values in aligned:
-        for i, j in np.argwhere(np.isnan(values)):
-            if i != j:
-                raise ValueError(f"a value of {common[i]} and {common[j]} is NaN: leave one of them out")
-    return aligned
+    return [m.sel(dict.fromkeys(m.dims, common)).values.astype(float) for m in matrices]
 
 
-def _residual_ranks(matrices: Sequence[Pairs], models: NDArray[np.integer]) -> list[Pairs]:
-    """Ranks of the first two matrices' pairs, centred, after a fit on the ranks of the others."""
-    upper = np.triu_indices(len(models), k=1)
-    rows, columns = models[upper[0]], models[upper[1]]
-    apart = rows != columns
-    return residual_ranks([values[rows[apart], columns[apart]] for values in matrices])
+def _drawn(matrices: Sequence[Floats], models: NDArray[np.integer]) -> float:
+    """Correlate the pairs of models drawn with replacement, but for those of a model with its own copy."""
+    apart = squareform(models[:, None] != models, checks=False)
+    square = np.ix_(models, models)
+    first, second, *given = (squareform(values[square], checks=False)[apart] for values in matrices)
+    return rank_correlation(first, second, given)
 
 
-def residual_ranks(samples: Sequence[Pairs]) -> list[Pairs]:
+def rank_correlation(first: Floats, second: Floats, given: Sequence[Floats] = ()) -> float:
+    """Spearman's correlation, partial where controls are given: of ranks, after a fit on the controls' ranks.
+
+    -1 … 1; NaN where one of the two doesn't vary, or the controls leave nothing of it.
+    """
+    return cosine(*residual_ranks([first, second, *given]))
+
+
+def residual_ranks(samples: Sequence[Floats]) -> list[Floats]:
     """Ranks of the first two samples, centred, after a fit on the ranks of the others."""
     first, second, *controls = (rankdata(values) for values in samples)
     design = np.column_stack([np.ones(len(first)), *controls])
-    return [ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0] for ranks in (first, second)]
+    rests = (ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0] for ranks in (first, second))
+    return [rest.round(6) for rest in rests]  # so that a perfect fit leaves nothing, not its rounding errors
 
 
-def _square(pairs: Pairs, n: int) -> Pairs:
-    matrix = np.zeros((n, n))
-    matrix[np.triu_indices(n, k=1)] = pairs
-    return matrix + matrix.T
-
-
-def cosine(one: Pairs, other: Pairs) -> float:
+def cosine(one: Floats, other: Floats) -> float:
     """Correlation of centred values; NaN where one of them doesn't vary."""
     size = np.sqrt((one**2).sum() * (other**2).sum())
     return float((one * other).sum() / size) if size > 1e-9 else math.nan
@@ -170,9 +176,7 @@ def relations(names: Sequence[str]) -> xr.DataArray:
     return xr.DataArray(values, {"model": list(names), "other": list(names)}, ("model", "other"))
 
 
-def mean_by_relation(
-    score: xr.DataArray, *, resamples: int = 2_000, level: float = 0.95, seed: int = 0
-) -> pd.DataFrame:
+def mean_by_relation(score: xr.DataArray, *, resamples: int = 2_000) -> pd.DataFrame:
     """Average a similarity over two seeds of one architecture, two architectures of one base, two bases.
 
     The interval draws architectures with replacement, each with all its seeds: pairs that share a model
@@ -189,51 +193,43 @@ def mean_by_relation(
         Symmetric, models of the catalogue in rows and columns. The diagonal doesn't count.
     resamples : int
         Draws of architectures.
-    level : float
-        Coverage of the intervals, 0 … 1.
-    seed : int
-        Of the draws.
 
     Returns
     -------
     DataFrame
-        One row a relation that occurs, nearest first: `mean`, `low`, `high`, `pairs`; `step`,
+        One row a relation that occurs, nearest first: `mean`, `low`, `high` (95 %), `pairs`; `step`,
         `step_low`, `step_high`: the mean minus that of the next relation, NaN in the last row.
 
     Raises
     ------
     ValueError
-        If a name is not a model of the catalogue, or a value off the diagonal is NaN.
+        If a name is not a model of the catalogue, or the matrix is none that `pairs` takes.
     """
-    names = [str(name) for name in score[score.dims[0]].values]
-    related = relations(names)
-    _aligned([score])
-    built, index = np.unique([split_model_name(name)[0] for name in names], return_inverse=True)
-    upper = np.triu_indices(len(names), k=1)
-    rows, columns, values = index[upper[0]], index[upper[1]], score.values[upper]
-    drawn = np.random.default_rng(seed).multinomial(
-        len(built), np.full(len(built), 1 / len(built)), resamples
-    )
-    counts = np.vstack([np.ones_like(built, dtype=int), drawn])
+    values = pairs(score)
+    related = pairs(relations(check_matrix(score))).to_numpy()
+    built = [[split_model_name(name)[0] for name in end] for end in zip(*values.index, strict=True)]
+    rows, columns = index = np.unique(built, return_inverse=True)[1]
+    n = index.max() + 1
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), resamples)
+    counts = np.vstack([np.ones(n, dtype=int), drawn])
     weights = np.where(rows == columns, counts[:, rows], counts[:, rows] * counts[:, columns])
-    chosen = {r: related.values[upper] == r for r in RELATIONS}
-    chosen = {relation: of for relation, of in chosen.items() if of.any()}
-    means = pd.DataFrame({r: _weighted_means(values[of], weights[:, of]) for r, of in chosen.items()})
+    means = pd.DataFrame(
+        {of: _weighted_means(values.to_numpy()[related == of], weights[:, related == of]) for of in RELATIONS}
+    ).dropna(axis="columns", how="all")
     steps = means - means.shift(-1, axis="columns")
-    low, high = (1 - level) / 2, (1 + level) / 2
-    columns_of = {
+    table = {
         "mean": means.iloc[0],
-        "low": means[1:].quantile(low),
-        "high": means[1:].quantile(high),
-        "pairs": pd.Series({relation: int(of.sum()) for relation, of in chosen.items()}),
+        "low": means[1:].quantile(0.025),
+        "high": means[1:].quantile(0.975),
+        "pairs": pd.Series(related).value_counts()[means.columns],
         "step": steps.iloc[0],
-        "step_low": steps[1:].quantile(low),
-        "step_high": steps[1:].quantile(high),
+        "step_low": steps[1:].quantile(0.025),
+        "step_high": steps[1:].quantile(0.975),
     }
-    return pd.concat(columns_of, axis="columns")
+    return pd.concat(table, axis="columns")
 
 
-def _weighted_means(values: Pairs, weights: NDArray[np.integer]) -> Pairs:
+def _weighted_means(values: Floats, weights: NDArray[np.integer]) -> Floats:
     """Mean of `values` under every row of `weights`; NaN where all weights are 0."""
     total = weights.sum(axis=1)
     return np.divide(weights @ values, total, out=np.full(len(total), np.nan), where=total > 0)

@@ -1,9 +1,12 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 import xarray as xr
 from scipy.stats import spearmanr
 
 import modelsim as ms
+from modelsim.agreement import rank_correlation
 
 
 def matrix(values, names=None):
@@ -16,14 +19,10 @@ def random_matrix(n, seed, names=None):
     return matrix(values + values.T, names)
 
 
-def pairs(similarity):
-    return similarity.values[np.triu_indices(len(similarity), k=1)]
-
-
 def test_correlation_is_spearmans_over_pairs():
     first, second = random_matrix(8, 0), random_matrix(8, 1)
     found = ms.agreement(first, second, permutations=9, resamples=9)
-    assert found.correlation == pytest.approx(spearmanr(pairs(first), pairs(second)).statistic)
+    assert found.correlation == pytest.approx(spearmanr(ms.pairs(first), ms.pairs(second)).statistic)
     assert (found.models, found.pairs) == (8, 28)
 
 
@@ -42,6 +41,21 @@ def test_the_diagonal_does_not_count():
     other = second.copy(data=np.where(np.eye(8, dtype=bool), np.nan, second))
     options = dict(permutations=19, resamples=19)
     assert ms.agreement(first, second, **options) == ms.agreement(first, other, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_p_value_of_five_models_is_that_of_all_their_orders(seed):
+    first, second = random_matrix(5, seed), random_matrix(5, 10 + seed).round()  # rounded: ties
+    observed, by_order = ms.agreement(first, second, resamples=1), []
+    for order in permutations(range(5)):
+        moved = first.values[np.ix_(order, order)]
+        by_order.append(spearmanr(ms.pairs(matrix(moved)), ms.pairs(second)).statistic)
+    at_least = np.array(by_order) >= by_order[0] - 1e-9
+    assert observed.correlation == pytest.approx(by_order[0])
+    assert observed.p_value == pytest.approx(at_least.mean())
+    drawn = ms.agreement(first, second, permutations=119, resamples=1).p_value
+    # Orders drawn at random, the observed one added: three standard errors.
+    assert drawn == pytest.approx(at_least.mean(), abs=3 * np.sqrt(0.25 / 119) + 1 / 120)
 
 
 def test_equal_matrices_have_the_least_possible_p_value():
@@ -67,7 +81,7 @@ def test_pairs_that_share_a_model_are_not_taken_for_independent():
     hub = np.zeros((8, 8))
     hub[0] = hub[:, 0] = 9
     first, second = (matrix(random_matrix(8, seed).values + hub) for seed in (0, 1))
-    assert spearmanr(pairs(first), pairs(second), alternative="greater").pvalue < 0.05
+    assert spearmanr(ms.pairs(first), ms.pairs(second), alternative="greater").pvalue < 0.05
     assert ms.agreement(first, second, permutations=999, resamples=1).p_value > 0.05
 
 
@@ -84,12 +98,34 @@ def test_a_control_that_makes_the_agreement_leaves_none():
 def test_partial_correlation_agrees_with_the_textbook_formula():
     first, second, control = (random_matrix(12, seed) for seed in range(3))
     ab, ac, bc = (
-        spearmanr(pairs(x), pairs(y)).statistic
+        spearmanr(ms.pairs(x), ms.pairs(y)).statistic
         for x, y in ((first, second), (first, control), (second, control))
     )
     expected = (ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2))
     found = ms.agreement(first, second, given=[control], permutations=1, resamples=1)
     assert found.correlation == pytest.approx(expected)
+
+
+def test_rank_correlation_of_samples_is_spearmans_partial_where_given():
+    one, other, control = np.random.default_rng(0).normal(size=(3, 50))
+    assert rank_correlation(one, other) == pytest.approx(spearmanr(one, other).statistic)
+    assert rank_correlation(one + 9 * control, other + 9 * control) > 0.9
+    assert abs(rank_correlation(one + 9 * control, other + 9 * control, [control])) < 0.3
+    assert np.isnan(rank_correlation(one, np.ones(50)))
+    assert np.isnan(rank_correlation(one, other, [other]))
+
+
+def test_matrix_that_does_not_vary_or_is_wholly_given_leaves_nothing_to_correlate():
+    first, second = random_matrix(40, 0), random_matrix(40, 1)
+    for one, given in ((matrix(np.ones((40, 40))), []), (first, [first]), (first, [second])):
+        with pytest.raises(ValueError, match="nothing to correlate"):
+            ms.agreement(one, second, given=given, permutations=9, resamples=9)
+
+
+def test_interval_widens_with_its_level():
+    first, second = random_matrix(12, 0), random_matrix(12, 1)
+    wide, narrow = (ms.agreement(first, second, permutations=1, level=level) for level in (0.95, 0.5))
+    assert wide.low < narrow.low < narrow.high < wide.high
 
 
 def test_the_seed_decides():
@@ -111,6 +147,13 @@ def test_a_missing_value_is_named():
     broken.loc["b", "d"] = np.nan
     with pytest.raises(ValueError, match="value of b and d is NaN"):
         ms.agreement(random_matrix(5, 1, list("abcde")), broken)
+
+
+def test_a_control_that_differs_with_the_order_of_two_models_is_refused():
+    first, second, third = (random_matrix(5, seed, list("abcde")) for seed in range(3))
+    third.loc["b", "d"] += 1
+    with pytest.raises(ValueError, match="value of b and d differs with their order"):
+        ms.agreement(first, second, given=[third])
 
 
 def test_draws_in_which_a_matrix_does_not_vary_are_left_out():
