@@ -3,32 +3,12 @@
 __version__ = "0.1.0"
 
 from modelsim.agreement import RELATIONS, agreement, mean_by_relation, relations
-from modelsim.attacks import fgsm, mi_fgsm, pgd
+from modelsim.attacks import fgsm, pgd
 from modelsim.catalogue import CATALOGUE, Architecture
-from modelsim.clustering import (
-    choose_k,
-    cluster_agreement,
-    consensus,
-    distance,
-    embed,
-    enrichment,
-    perturbed,
-    resampled,
-    spectral_clusters,
-    stability,
-    structure,
-)
+from modelsim.clustering import distance, perturbed, spectral_clusters
 from modelsim.compare import compare
 from modelsim.components import components, components_table, disagreements, read_components
-from modelsim.ensembles import (
-    choose_teammates,
-    count_clusters,
-    ensembles,
-    member_sets,
-    set_correlation,
-    set_means,
-    split_halves,
-)
+from modelsim.ensembles import member_sets
 from modelsim.images import ImageSet, data_directory, fashion_mnist
 from modelsim.published import PublishedScoresUnavailable, published_components, published_sat
 from modelsim.scores import (
@@ -42,69 +22,18 @@ from modelsim.scores import (
     white_box_success,
 )
 from modelsim.study import adversarial_images, open_study
-from modelsim.training import Recipe, Teacher, accuracy, fit, train, train_zoo, training_table
+from modelsim.training import Recipe, Teacher, accuracy, fit, train, training_table
 from modelsim.transfer import transfer
 from modelsim.zoo import Classifier, Zoo, build, load_zoo
 
+# fmt: off
 __all__ = [
-    "CATALOGUE",
-    "RELATIONS",
-    "Architecture",
-    "Classifier",
-    "ImageSet",
-    "PublishedScoresUnavailable",
-    "Recipe",
-    "Teacher",
-    "Zoo",
-    "accuracy",
-    "adversarial_images",
-    "agreement",
-    "build",
-    "choose_k",
-    "choose_teammates",
-    "cluster_agreement",
-    "compare",
-    "components",
-    "components_table",
-    "consensus",
-    "count_clusters",
-    "data_directory",
-    "disagreements",
-    "distance",
-    "embed",
-    "enrichment",
-    "ensembles",
-    "fashion_mnist",
-    "fgsm",
-    "first_seeds",
-    "fit",
-    "interval",
-    "load_zoo",
-    "main_effects",
-    "mean_by_relation",
-    "member_sets",
-    "mi_fgsm",
-    "open_study",
-    "pairs",
-    "perturbed",
-    "pgd",
-    "published_components",
-    "published_sat",
-    "read_components",
-    "relations",
-    "relative_sat",
-    "resampled",
-    "sat",
-    "set_correlation",
-    "set_means",
-    "spectral_clusters",
-    "split_halves",
-    "stability",
-    "structure",
-    "train",
-    "train_zoo",
-    "training_table",
-    "transfer",
-    "transferability",
-    "white_box_success",
+    "CATALOGUE", "RELATIONS", "Architecture", "Classifier", "ImageSet", "PublishedScoresUnavailable",
+    "Recipe", "Teacher", "Zoo", "accuracy", "adversarial_images", "agreement", "build", "compare",
+    "components", "components_table", "data_directory", "disagreements", "distance", "fashion_mnist",
+    "fgsm", "first_seeds", "fit", "interval", "load_zoo", "main_effects", "mean_by_relation",
+    "member_sets", "open_study", "pairs", "perturbed", "pgd", "published_components", "published_sat",
+    "read_components", "relations", "relative_sat", "sat", "spectral_clusters", "train",
+    "training_table", "transfer", "transferability", "white_box_success",
 ]
+# fmt: on

@@ -14,7 +14,7 @@ from modelsim import distillation
 from modelsim.catalogue import CATALOGUE
 from modelsim.images import check_number
 from modelsim.scores import Measure
-from modelsim.training import Kind
+from modelsim.training import Kind, train_zoo
 
 app = typer.Typer(
     help="How similar are two image classifiers? Measured by attack transferability.",
@@ -52,7 +52,7 @@ def train(
     Example: `python -m modelsim train resnet50 resnet50-seed1 --workers 2`
     """
     with _plain_errors():
-        table = ms.train_zoo(names or list(CATALOGUE), workers=workers)
+        table = train_zoo(names or list(CATALOGUE), workers=workers)
     typer.echo(table.drop(columns=["recipe", "torch", "timm"]).to_string())
 
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import modelsim as ms
+from modelsim.attacks import mi_fgsm
 
 ATTACKS = [
     pytest.param(partial(ms.pgd, steps=3), id="pgd"),
     pytest.param(ms.fgsm, id="fgsm"),
-    pytest.param(partial(ms.mi_fgsm, steps=3), id="mi_fgsm"),
+    pytest.param(partial(mi_fgsm, steps=3), id="mi_fgsm"),
 ]
 every_attack = pytest.mark.parametrize("attack", ATTACKS)
 LABELS = torch.tensor([0, 1, 2])
@@ -77,7 +78,7 @@ def test_gradients_taken_in_parts_are_those_of_the_whole_batch(attack, monkeypat
         ),
         pytest.param(partial(ms.fgsm, eps=0.1), partial(torchattacks.FGSM, eps=0.1), id="fgsm"),
         pytest.param(
-            partial(ms.mi_fgsm, eps=0.1, steps=7, step_size=0.03, decay=0.8),
+            partial(mi_fgsm, eps=0.1, steps=7, step_size=0.03, decay=0.8),
             partial(torchattacks.MIFGSM, eps=0.1, steps=7, alpha=0.03, decay=0.8),
             id="mi_fgsm",
         ),
@@ -98,7 +99,7 @@ def test_attack_agrees_with_torchattacks_from_the_same_start(ours, theirs, make,
     [
         pytest.param(partial(ms.pgd, steps=20, step_size=0.02), id="pgd"),
         pytest.param(ms.fgsm, id="fgsm"),
-        pytest.param(partial(ms.mi_fgsm, steps=20, step_size=0.02), id="mi_fgsm"),
+        pytest.param(partial(mi_fgsm, steps=20, step_size=0.02), id="mi_fgsm"),
     ],
 )
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_momentum_weighs_the_first_gradient_against_one_that_has_turned(decay, e
 
     images, labels = torch.full((1, 1, 1, 1), 0.45), torch.tensor([0])
     classifier = Returns(uphill_until_one_half)
-    result = ms.mi_fgsm(classifier, images, labels, eps=0.4, steps=2, step_size=0.1, decay=decay)
+    result = mi_fgsm(classifier, images, labels, eps=0.4, steps=2, step_size=0.1, decay=decay)
     assert result.item() == pytest.approx(end)
 
 
@@ -135,7 +136,7 @@ def test_adversarial_images_stay_in_the_ball_and_on_the_canvas(seed, eps, steps,
         ms.pgd(
             classifier, images.images, images.labels, eps=eps, steps=steps, step_size=step_size, seed=seed
         ),
-        ms.mi_fgsm(classifier, images.images, images.labels, eps=eps, steps=steps, step_size=step_size),
+        mi_fgsm(classifier, images.images, images.labels, eps=eps, steps=steps, step_size=step_size),
         ms.fgsm(classifier, images.images, images.labels, eps=eps),
     ):
         assert (result - images.images).abs().max() <= eps + 1e-6
@@ -267,9 +268,9 @@ def test_nan_logits_of_one_image_are_counted(attack):
         (ms.pgd, "eps"),
         (ms.pgd, "step_size"),
         (ms.fgsm, "eps"),
-        (ms.mi_fgsm, "eps"),
-        (ms.mi_fgsm, "step_size"),
-        (ms.mi_fgsm, "decay"),
+        (mi_fgsm, "eps"),
+        (mi_fgsm, "step_size"),
+        (mi_fgsm, "decay"),
     ],
 )
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
@@ -284,10 +285,10 @@ def test_setting_that_is_not_positive_is_refused_by_name(attack, setting, value,
         (ms.pgd, dict(eps=math.inf), ValueError, "eps must be at most 1, got inf"),
         (ms.fgsm, dict(eps=8), ValueError, "eps must be at most 1, got 8"),
         (ms.pgd, dict(step_size=math.inf), ValueError, r"step_size must be at most 1.798e\+308, got inf"),
-        (ms.mi_fgsm, dict(decay=math.inf), ValueError, r"decay must be at most 1.798e\+308, got inf"),
+        (mi_fgsm, dict(decay=math.inf), ValueError, r"decay must be at most 1.798e\+308, got inf"),
         (ms.pgd, dict(eps="8/255"), TypeError, "eps must be a number, got '8/255'"),
         (ms.pgd, dict(steps=0), ValueError, "steps must be at least 1, got 0"),
-        (ms.mi_fgsm, dict(steps=-1), ValueError, "steps must be at least 1, got -1"),
+        (mi_fgsm, dict(steps=-1), ValueError, "steps must be at least 1, got -1"),
         (ms.pgd, dict(steps=2.0), TypeError, "steps must be a whole number, got 2.0"),
         (ms.pgd, dict(seed=-1), ValueError, "seed must be at least 0, got -1"),
         (ms.pgd, dict(seed=None), TypeError, "seed must be a whole number, got None"),

@@ -15,6 +15,7 @@ from modelsim.clustering import (
     cluster_agreement,
     consensus,
     eigenvalues,
+    embed,
     enrichment,
     perturbed,
     resampled,
@@ -101,7 +102,7 @@ def test_analyses_leave_the_matrix_as_it_was():
     before = similarity.copy(deep=True)
     ms.spectral_clusters(similarity, 3)
     ms.distance(similarity)
-    ms.embed(similarity)
+    embed(similarity)
     tree(similarity)
     assert similarity.identical(before)
 
@@ -121,21 +122,21 @@ def test_distance_is_symmetric_with_a_zero_diagonal_and_never_negative(seed):
 
 def test_map_keeps_the_distances_of_points_planted_in_the_plane():
     points = np.random.default_rng(0).normal(size=(8, 2))
-    places = ms.embed(from_points(points))
+    places = embed(from_points(points))
     assert places.stress < 1e-3
     np.testing.assert_allclose(pdist(places.values), pdist(points), rtol=1e-2, atol=1e-2)
 
 
 def test_map_of_permuted_models_keeps_their_distances():
     similarity, order = from_points(np.random.default_rng(1).normal(size=(6, 2))), [3, 1, 5, 0, 2, 4]
-    straight, permuted = ms.embed(similarity), ms.embed(similarity[order, order])
+    straight, permuted = embed(similarity), embed(similarity[order, order])
     assert permuted.model.values.tolist() == straight.model.values[order].tolist()
     np.testing.assert_allclose(pdist(permuted.values), pdist(straight.values[order]), atol=1e-2)
 
 
 def test_stress_is_large_where_the_plane_cannot_hold_the_distances():
     all_equally_far = matrix(np.full((8, 8), 1.0) + 3.6 * np.eye(8))
-    assert ms.embed(all_equally_far).stress > 0.1
+    assert embed(all_equally_far).stress > 0.1
 
 
 def test_tree_joins_the_nearest_pair_first():
@@ -152,7 +153,7 @@ def with_entry(i, j, value):
 
 ANALYSES = {
     "distance": ms.distance,
-    "embed": ms.embed,
+    "embed": embed,
     "tree": tree,
     "spectral_clusters": lambda s: ms.spectral_clusters(s, 2),
     "eigenvalues": eigenvalues,
@@ -465,13 +466,13 @@ def test_resampled_study_gives_firm_clusters_by_either_score():
 def test_neighbours_on_the_map_of_t_sne_are_of_one_block(size, perplexity, kind):
     blocks = np.repeat(range(3), size)
     similarity = kind(planted(blocks))
-    places = ms.embed(similarity, method="tsne")
+    places = embed(similarity, method="tsne")
     apart = squareform(pdist(places.values)) + np.diag(np.full(len(blocks), np.inf))
     assert (blocks[apart.argmin(0)] == blocks).all()
     assert places.attrs["perplexity"] == pytest.approx(perplexity)
-    assert places.identical(ms.embed(similarity, method="tsne"))
+    assert places.identical(embed(similarity, method="tsne"))
 
 
 def test_map_by_something_else_is_refused():
     with pytest.raises(ValueError, match="got 'umap'"):
-        ms.embed(planted(), method="umap")
+        embed(planted(), method="umap")

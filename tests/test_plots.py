@@ -8,8 +8,8 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 from test_clustering import BLOCKS, from_points, matrix, planted
 
-import modelsim as ms
 from modelsim import plots
+from modelsim.clustering import embed
 
 GROUPS = {f"m{i}": ("CNN", "Transformer", "Hybrid")[block] for i, block in enumerate(BLOCKS)}
 
@@ -71,7 +71,7 @@ def test_clustered_heatmap_puts_planted_blocks_together_with_their_numbers():
 
 def test_map_puts_every_name_and_its_colour_where_the_embedding_says():
     similarity = from_points(np.random.default_rng(0).normal(size=(9, 2)))
-    ax, places = plots.model_map(similarity, GROUPS), ms.embed(similarity)
+    ax, places = plots.model_map(similarity, GROUPS), embed(similarity)
     named = {text.get_text(): text.xy for text in ax.texts}
     drawn = {
         tuple(dots.get_offsets()[0]): tuple(dots.get_facecolor()[0])

@@ -51,7 +51,7 @@ def no_training(monkeypatch):
 
 @pytest.fixture
 def trained(small_data):
-    ms.train_zoo([NAME], recipe=QUICK)
+    training.train_zoo([NAME], recipe=QUICK)
     return small_data / f"{NAME}.safetensors"
 
 
@@ -106,7 +106,7 @@ def test_seed_that_is_none_is_refused_by_name(seed, error, small_data):
 @pytest.mark.parametrize(("workers", "error"), [(0, ValueError), (1.5, TypeError)])
 def test_number_of_workers_out_of_range_is_refused_and_nothing_written(workers, error, small_data):
     with pytest.raises(error, match=f"workers must be .*, got {workers}"):
-        ms.train_zoo([NAME], recipe=QUICK, workers=workers)
+        training.train_zoo([NAME], recipe=QUICK, workers=workers)
     assert not small_data.exists()
 
 
@@ -142,7 +142,7 @@ def test_trained_models_are_kept_and_only_missing_ones_trained(trained, monkeypa
     monkeypatch.setattr(
         training, "train", lambda name, **given: asked.append(given["seed"]) or train(name, **given)
     )
-    table = ms.train_zoo([NAME, f"{NAME}-seed1"], recipe=QUICK)
+    table = training.train_zoo([NAME, f"{NAME}-seed1"], recipe=QUICK)
     assert asked == [1]
     assert table.seed.to_dict() == {NAME: 0, f"{NAME}-seed1": 1}
     assert trained.read_bytes() == before
@@ -155,9 +155,9 @@ def test_killed_training_loses_only_the_model_in_progress(trained, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(training, "train", killed)
         with pytest.raises(Killed):
-            ms.train_zoo([NAME, f"{NAME}-seed1"], recipe=QUICK)
+            training.train_zoo([NAME, f"{NAME}-seed1"], recipe=QUICK)
     assert [path.name for path in trained.parent.glob("*.safetensors")] == [trained.name]
-    assert set(ms.train_zoo([f"{NAME}-seed1"], recipe=QUICK).index) == {NAME, f"{NAME}-seed1"}
+    assert set(training.train_zoo([f"{NAME}-seed1"], recipe=QUICK).index) == {NAME, f"{NAME}-seed1"}
 
 
 def test_diverging_model_is_named_after_the_others_are_trained_and_noted(small_data, monkeypatch):
@@ -170,7 +170,7 @@ def test_diverging_model_is_named_after_the_others_are_trained_and_noted(small_d
 
     monkeypatch.setattr(training, "train", diverging)
     with pytest.raises(FloatingPointError, match=r"loss is nan. The 2 others are trained"):
-        ms.train_zoo([f"{NAME}-seed1", NAME, f"{NAME}-seed2"], recipe=QUICK)
+        training.train_zoo([f"{NAME}-seed1", NAME, f"{NAME}-seed2"], recipe=QUICK)
     assert set(ms.training_table(small_data).index) == {NAME, f"{NAME}-seed2"}
     assert len((small_data / "training.csv").read_text().splitlines()) == 3
 
@@ -178,13 +178,13 @@ def test_diverging_model_is_named_after_the_others_are_trained_and_noted(small_d
 def test_two_workers_report_every_diverging_model(small_data):
     recipe = ms.Recipe(epochs=3, batch_size=5, learning_rate=1e30)
     with pytest.raises(FloatingPointError, match=r"nan at step 50; training .* The 0 others"):
-        ms.train_zoo([NAME, f"{NAME}-seed1"], recipe=recipe, workers=2)
+        training.train_zoo([NAME, f"{NAME}-seed1"], recipe=recipe, workers=2)
     assert ms.training_table(small_data).empty
 
 
 def test_two_workers_train_every_model_and_note_its_accuracy(small_data):
     names = [NAME, f"{NAME}-seed1"]
-    table = ms.train_zoo(names, recipe=QUICK, workers=2)
+    table = training.train_zoo(names, recipe=QUICK, workers=2)
     assert set(table.index) == set(names)
     for name in names:
         stored = ms.accuracy(ms.load_zoo(names=[name])[name], ms.fashion_mnist("test"))
@@ -197,7 +197,7 @@ def test_model_of_another_recipe_is_refused_naming_the_difference(trained, no_tr
     with pytest.raises(
         ValueError, match=r"epochs: 1 stored, 2 asked; learning_rate: 0\.01 stored, 0\.02 asked"
     ) as caught:
-        ms.train_zoo([f"{NAME}-seed1", NAME], recipe=other)
+        training.train_zoo([f"{NAME}-seed1", NAME], recipe=other)
     assert str(trained) in str(caught.value)
     assert trained.read_bytes() == before
 
@@ -205,12 +205,12 @@ def test_model_of_another_recipe_is_refused_naming_the_difference(trained, no_tr
 def test_damaged_model_is_named_before_anything_is_trained(trained, no_training):
     trained.write_bytes(trained.read_bytes()[:-1])
     with pytest.raises(ValueError, match=rf"{trained.name} is truncated or corrupted.*modelsim train {NAME}"):
-        ms.train_zoo([f"{NAME}-seed1", NAME], recipe=QUICK)
+        training.train_zoo([f"{NAME}-seed1", NAME], recipe=QUICK)
 
 
 def test_unknown_name_is_found_before_anything_is_trained(small_data, no_training):
     with pytest.raises(ValueError, match="unknown architecture 'resnet51'"):
-        ms.train_zoo([NAME, "resnet51"], recipe=QUICK)
+        training.train_zoo([NAME, "resnet51"], recipe=QUICK)
     assert not small_data.exists()
 
 
