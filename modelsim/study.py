@@ -10,9 +10,9 @@ import os
 import platform
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,9 @@ from modelsim.images import ImageSet
 
 STORE = "study.zarr"
 """Name of the store in the folder of a study."""
+
+_Group = Any
+"""A zarr group; by zarr's own types an item of it may be a group too."""
 
 _FORMAT = "modelsim study 2"
 _ARRAYS: Mapping[str, tuple[str, Any, Any]] = {
@@ -78,13 +81,6 @@ class Store:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.settings = path, settings
 
-    def group(self) -> zarr.Group:
-        """Open the store as it is now, and refuse it if it is another study's by now."""
-        group = zarr.open_group(self.path, mode="r+")
-        if not self._is(group):
-            raise ValueError(f"{self.path} has been replaced by another study since this one was begun")
-        return group
-
     def check_settings(self) -> None:
         """Raise a ValueError that names the differences, unless this is the stored study or extends it."""
         before, now = dict(_flat(stored_settings(self.path))), dict(_flat(self.settings))
@@ -96,32 +92,20 @@ class Store:
                 "folder, or delete it to start anew"
             )
 
-    def known(self, array: str, source: str) -> NDArray[Any]:
-        """Read what is known of a source that isn't finished; what is missing or damaged counts as absent."""
-        return _known(self.group(), array, source)
-
-    def write(self, array: str, source: str, values: Any) -> None:
-        """Store all that an array holds of one source."""
-        group = self.group()
-        _array(group, array)[_place(group, source)] = values
-
-    def unfinished(self) -> list[str]:
-        """Name the sources that aren't finished, after reading each of the others back whole."""
-        finished = _check_finished(self.group(), self.path)
-        return [name for name, done in zip(self.settings["models"], finished, strict=True) if not done]
-
     def prepare(
-        self,
-        clean: Mapping[str, NDArray[np.int16]],
-        images: ImageSet,
-        test_images: ImageSet | None,
-    ) -> None:
+        self, clean: Mapping[str, NDArray[np.int16]], images: ImageSet, test_images: ImageSet | None
+    ) -> list[str]:
         """Create the store, or extend the one that is there by the models and test images that are new.
 
         Parameters
         ----------
         clean : mapping
             The predicted classes (image,) of every model.
+
+        Returns
+        -------
+        list of str
+            The sources that aren't finished.
 
         Raises
         ------
@@ -130,51 +114,60 @@ class Store:
         """
         _finish_replacement(self.path)
         self.check_settings()
-        if not self.path.exists():
-            self._create(clean, images, test_images, known=None)
-            return
-        group = _open_store(self.path, mode="r+")
-        _check_same_predictions(group, clean)
-        _check_finished(group, self.path)
-        if not self._is(group):
-            self._create(clean, images, test_images, known=group)
+        known = _open_store(self.path, mode="r+") if self.path.exists() else None
+        if known is not None:
+            _finished(known, self.path)
+            stored = dict(zip(_models(known), known["clean_prediction"][:], strict=True))
+            for name in stored:
+                check_same_predictions(name, stored[name], clean[name])
+            clean = {name: stored.get(name, clean[name]) for name in clean}
+        if known is None or not self._is(known):
+            self._create(_first_values(clean, images, test_images), images.images.shape[1:], known)
         for leftover in self.path.rglob("*.partial"):
             leftover.unlink(missing_ok=True)
+        finished = _finished(self._group(), self.path)
+        return [name for name in self.settings["models"] if name not in finished]
 
-    def _is(self, group: zarr.Group) -> bool:
-        there = cast("Mapping[str, Any]", group.attrs["settings"])
+    def known(self, array: str, source: str) -> NDArray[Any]:
+        """Read what is known of a source that isn't finished; what is missing or damaged counts as absent."""
+        return _known(self._group(), array, source)
+
+    def write(self, array: str, source: str, values: Any) -> None:
+        """Store all that an array holds of one source."""
+        group = self._group()
+        group[array][_models(group).index(source)] = values
+
+    def _group(self) -> _Group:
+        """Open the store as it is now, and refuse it if it is another study's by now."""
+        group = zarr.open_group(self.path, mode="r+")
+        if not self._is(group):
+            raise ValueError(f"{self.path} has been replaced by another study since this one was begun")
+        return group
+
+    def _is(self, group: _Group) -> bool:
+        there = group.attrs["settings"]
         return there == self.settings and list(there["models"]) == list(self.settings["models"])
 
     def _create(
-        self,
-        clean: Mapping[str, NDArray[np.int16]],
-        images: ImageSet,
-        test_images: ImageSet | None,
-        *,
-        known: zarr.Group | None,
+        self, values: Mapping[str, NDArray[Any]], pixels: Sequence[int], known: _Group | None
     ) -> None:
         """Write a store with all but the attacks that aren't `known`; it appears whole or not at all."""
         unfinished = self.path.with_name(f"{self.path.name}.unfinished")
-        values = _first_values(clean, images, test_images)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        hardware = f"{os.cpu_count()} CPUs, {platform.machine()}"
+        attributes = {"format": _FORMAT, "settings": dict(self.settings), "hardware": hardware}
+        group: _Group = zarr.create_group(unfinished, attributes=attributes)
         lengths = {name: len(values[name]) for name in values}
-        lengths |= dict(zip(("channel", "y", "x"), images.images.shape[1:], strict=True))
-        group = self._empty(unfinished)
+        lengths |= dict(zip(("channel", "y", "x"), pixels, strict=True))
         for name in _arrays(group):
             _add(group, name, lengths)
         for name in values:
-            _array(group, name)[:] = values[name]
+            group[name][:] = values[name]
         if known is not None:
             _inherit(group, known)
             self.path.rename(_replaced(self.path))
         unfinished.rename(self.path)
         _finish_replacement(self.path)
-
-    def _empty(self, path: Path) -> zarr.Group:
-        if path.exists():
-            shutil.rmtree(path)
-        hardware = f"{os.cpu_count()} CPUs, {platform.machine()}"
-        attributes = {"format": _FORMAT, "settings": dict(self.settings), "hardware": hardware}
-        return zarr.create_group(path, attributes=attributes)
 
 
 def _first_values(
@@ -190,7 +183,7 @@ def _first_values(
     return {array: np.array(list(names[array]), dtype=object) for array in names} | numbers
 
 
-def _add(group: zarr.Group, name: str, lengths: Mapping[str, int]) -> None:
+def _add(group: _Group, name: str, lengths: Mapping[str, int]) -> None:
     """Add an empty array, a chunk a model where it has one, compressed and with checksums."""
     dimensions, dtype, absent = _ARRAYS[name]
     shape = tuple(lengths[dimension] for dimension in dimensions.split())
@@ -202,28 +195,29 @@ def _add(group: zarr.Group, name: str, lengths: Mapping[str, int]) -> None:
         fill_value=absent,
         dimension_names=dimensions.split(),
         compressors=[ZstdCodec(level=19), Crc32cCodec()],
-        chunk_key_encoding=cast("Any", {"name": "default", "separator": "."}),
+        chunk_key_encoding={"name": "default", "separator": "."},
         attributes=_ATTRIBUTES.get(name),
     )
 
 
-def _inherit(group: zarr.Group, known: zarr.Group) -> None:
+def _inherit(group: _Group, known: _Group) -> None:
     """Copy what a store of fewer models knows of each source."""
-    before = _models(known)
-    targets = [_place(group, name) for name in before]
-    for name in before:
-        place = _place(group, name)
-        for array in {*_OF_ONE_MODEL} & {*_arrays(known)} - {"adversarial_prediction"}:
-            _array(group, array)[place] = _known(known, array, name)
-        rows = _known(group, "adversarial_prediction", name)
-        rows[targets] = _known(known, "adversarial_prediction", name)
-        _array(group, "adversarial_prediction")[place] = rows
+    before, now = _models(known), _models(group)
+    targets = [now.index(name) for name in before]
+    for place, name in zip(targets, before, strict=True):
+        for array in {*_OF_ONE_MODEL} & {*_arrays(known)}:
+            values = _known(known, array, name)
+            if array == "adversarial_prediction":
+                rows = _known(group, array, name)
+                rows[targets] = values
+                values = rows
+            group[array][place] = values
 
 
-def _known(group: zarr.Group, name: str, source: str) -> NDArray[Any]:
-    array = _array(group, name)
+def _known(group: _Group, name: str, source: str) -> NDArray[Any]:
+    array = group[name]
     try:
-        return np.array(array[_place(group, source)])
+        return np.array(array[_models(group).index(source)])
     except (OSError, ValueError, KeyError, RuntimeError):
         # Damage in a finished source has been reported, with the advice to have it computed anew.
         return np.full(array.shape[1:], _ARRAYS[name][2], array.dtype)
@@ -234,12 +228,8 @@ def is_absent(array: str, values: NDArray[Any]) -> bool:
     return bool((values == _ARRAYS[array][2]).any())
 
 
-def _models(group: zarr.Group) -> list[str]:
-    return list(cast("Any", group.attrs["settings"])["models"])
-
-
-def _place(group: zarr.Group, name: str) -> int:
-    return _models(group).index(name)
+def _models(group: _Group) -> list[str]:
+    return list(group.attrs["settings"]["models"])
 
 
 def _replaced(store: Path) -> Path:
@@ -263,7 +253,7 @@ def stored_settings(store: Path) -> dict[str, Any]:
     FileExistsError
         If it is something else than a study.
     """
-    return dict(cast("Any", _open_group(store, mode="r").attrs["settings"])) if store.exists() else {}
+    return dict(_open_group(store, mode="r").attrs["settings"]) if store.exists() else {}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -283,12 +273,6 @@ def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
     ]
 
 
-def _check_same_predictions(group: zarr.Group, clean: Mapping[str, NDArray[np.int16]]) -> None:
-    stored = np.asarray(_array(group, "clean_prediction")[:])
-    for name, there in zip(_models(group), stored, strict=True):
-        check_same_predictions(name, there, clean[name])
-
-
 def check_same_predictions(name: str, stored: NDArray[np.int16], now: NDArray[np.int16]) -> None:
     """Raise a ValueError if a model tells more of the clean images otherwise than rounding can explain."""
     if (differing := float((stored != now).mean())) > _SAME:
@@ -298,19 +282,15 @@ def check_same_predictions(name: str, stored: NDArray[np.int16], now: NDArray[np
         )
 
 
-def _array(group: zarr.Group, name: str) -> "zarr.Array[Any]":
-    return cast("zarr.Array[Any]", group[name])
-
-
-def _arrays(group: zarr.Group) -> list[str]:
+def _arrays(group: _Group) -> list[str]:
     """Names of the arrays that a store must have."""
-    settings = cast("Mapping[str, Any]", group.attrs["settings"])
+    settings = group.attrs["settings"]
     without = {"perturbation"} if not settings["perturbations"] else set()
     without |= {*_OF_TEST_IMAGES} if "test_images" not in settings else set()
     return [name for name in _ARRAYS if name not in without]
 
 
-def _open_group(store: Path, *, mode: Literal["r", "r+"]) -> zarr.Group:
+def _open_group(store: Path, *, mode: Literal["r", "r+"]) -> _Group:
     try:
         group = zarr.open_group(store, mode=mode)
     except (OSError, ValueError, KeyError) as error:
@@ -321,7 +301,7 @@ def _open_group(store: Path, *, mode: Literal["r", "r+"]) -> zarr.Group:
     return group
 
 
-def _open_store(store: Path, *, mode: Literal["r", "r+"]) -> zarr.Group:
+def _open_store(store: Path, *, mode: Literal["r", "r+"]) -> _Group:
     """Open a store and read every array but the large ones once, so that damage is found at once.
 
     Raises
@@ -334,32 +314,32 @@ def _open_store(store: Path, *, mode: Literal["r", "r+"]) -> zarr.Group:
     group = _open_group(store, mode=mode)
     for name in _arrays(group):
         if name not in _OF_ONE_MODEL:
-            _read(group, store, name, advice=f"delete {store} and run the transfer again")
+            _read(group, store, name, ..., f"delete {store} and run the transfer again")
     return group
 
 
-def _check_finished(group: zarr.Group, store: Path) -> NDArray[np.bool_]:
+def _finished(group: _Group, store: Path) -> list[str]:
     """Return which sources are finished, after reading each of them back whole."""
-    finished: NDArray[np.bool_] = np.asarray(_array(group, "finished")[:])
-    for index in map(int, np.flatnonzero(finished)):
-        marker = store / "finished" / f"c.{index}"
+    finished = np.flatnonzero(group["finished"][:]).tolist()
+    for index in finished:
+        marker = shlex.quote(str(store / "finished" / f"c.{index}"))
         advice = f"delete {marker} and run the transfer again: it recomputes this source only"
         for name in {*_arrays(group)} & {*_OF_ONE_MODEL}:
-            _read(group, store, name, index, advice=advice)
-    return finished
+            _read(group, store, name, index, advice)
+    return [_models(group)[index] for index in finished]
 
 
-def _read(group: zarr.Group, store: Path, name: str, index: int | None = None, *, advice: str) -> None:
+def _read(group: _Group, store: Path, name: str, index: Any, advice: str) -> None:
     """Raise, naming store, array and advice, unless an array (or one source of it) can be read whole."""
-    what = name if index is None else f"{name} of source {index}"
     try:
-        values = np.asarray(_array(group, name)[slice(None) if index is None else index])
+        values = np.asarray(group[name][index])
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         why = str(error)
     else:
-        if name == "finished" or bool((values != _ARRAYS[name][2]).all()):
+        if name == "finished" or not is_absent(name, values):
             return
         why = "missing"
+    what = name if index is ... else f"{name} of source {index}"
     raise ValueError(
         f"study {store}: {what} is truncated or corrupted ({why}). "
         f"Restore the store from where it came, or {advice}"
@@ -408,10 +388,10 @@ def open_study(path: str | Path) -> xr.Dataset:
             f"`python -m modelsim transfer --out {shlex.quote(str(path))}`"
         )
     group = _open_store(store, mode="r")
-    finished = _check_finished(group, store)
-    if not finished.all():
+    finished, models = _finished(group, store), _models(group)
+    if len(finished) < len(models):
         raise ValueError(
-            f"study {store} has {int(finished.sum())} of {len(finished)} sources: "
+            f"study {store} has {len(finished)} of {len(models)} sources: "
             "run the same `transfer` again to finish it"
         )
     study = xr.open_zarr(store, consolidated=False, chunks=None).drop_vars("finished")

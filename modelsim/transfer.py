@@ -282,8 +282,8 @@ def transfer(
         names = tqdm(zoo, desc="clean images", disable=not progress, leave=False)
         clean = {name: engine.first_predictions(name) for name in names}
     with sole_writer(out):
-        store.prepare(clean, images, test_images)
-        _finish(_Work(store, engine, test_images), workers, scheduler, progress=progress)
+        missing = store.prepare(clean, images, test_images)
+        _finish(_Work(store, engine, test_images), missing, workers, scheduler, progress=progress)
         study = open_study(out)
     for concern in concerns(study, list(zoo)):
         warnings.warn(concern, stacklevel=2)
@@ -306,9 +306,11 @@ def _check_input(
         raise ValueError(f"the test images have classes {test_images.classes}, the images {images.classes}")
 
 
-def _finish(work: _Work, workers: int, scheduler: str | None, *, progress: bool) -> None:
-    """Finish every source that isn't, one after the other or side by side."""
-    engine, missing = work.engine, work.store.unfinished()
+def _finish(
+    work: _Work, missing: Sequence[str], workers: int, scheduler: str | None, *, progress: bool
+) -> None:
+    """Finish the sources that are missing, one after the other or side by side."""
+    engine = work.engine
     batches, here = -(-len(engine.images) // engine.batch_size), workers == 1 and not scheduler
     done = (len(engine.zoo) - len(missing)) * batches
     with tqdm(total=len(engine.zoo) * batches, initial=done, disable=not progress) as bar:
