@@ -12,6 +12,7 @@ import torchattacks
 from torch import nn
 
 import modelsim as ms
+from modelsim.attacks import mi_fgsm
 from modelsim import distillation
 from modelsim.zoo import count_flops
 
@@ -455,7 +456,7 @@ def test_infinite_logits_are_refused_as_nan_is(after, measure, tmp_path):
 
 
 @pytest.mark.parametrize("after", [infinite, minus_infinite])
-@pytest.mark.parametrize("attack", [partial(ms.pgd, steps=2), ms.fgsm, partial(ms.mi_fgsm, steps=2)])
+@pytest.mark.parametrize("attack", [partial(ms.pgd, steps=2), ms.fgsm, partial(mi_fgsm, steps=2)])
 def test_attack_refuses_infinite_logits(attack, after, images):
     with pytest.raises(ValueError, match="finite"):
         attack(Odd(after=after), images.images, images.labels)
@@ -502,7 +503,7 @@ def test_comparison_without_gradients_around_it_is_the_same(how, study):
 
 
 @every_switch
-@pytest.mark.parametrize("attack", [partial(ms.pgd, steps=3), ms.fgsm, partial(ms.mi_fgsm, steps=3)])
+@pytest.mark.parametrize("attack", [partial(ms.pgd, steps=3), ms.fgsm, partial(mi_fgsm, steps=3)])
 def test_attack_without_gradients_around_it_is_the_same(how, attack, images):
     expected = attack(tiny.mlp(3), images.images, images.labels)
     with switched_off(how):
@@ -545,7 +546,7 @@ def test_operations_are_counted_without_gradients_around(how):
         assert count_flops(tiny.mlp(1), (1, 8, 8)) == expected
 
 
-@pytest.mark.parametrize("attack", [QUICK, one_step, partial(ms.mi_fgsm, steps=2)])
+@pytest.mark.parametrize("attack", [QUICK, one_step, partial(mi_fgsm, steps=2)])
 def test_images_made_in_inference_mode_are_attacked(attack, tmp_path):
     with torch.inference_mode():
         made_there = tiny.image_set()
@@ -553,7 +554,7 @@ def test_images_made_in_inference_mode_are_attacked(attack, tmp_path):
     assert found.identical(tiny.transfer(tmp_path / "here", attack=attack))
 
 
-@pytest.mark.parametrize("attack", [partial(ms.pgd, steps=3), ms.fgsm, partial(ms.mi_fgsm, steps=3)])
+@pytest.mark.parametrize("attack", [partial(ms.pgd, steps=3), ms.fgsm, partial(mi_fgsm, steps=3)])
 def test_attack_by_itself_on_images_made_in_inference_mode(attack):
     with torch.inference_mode():
         there = tiny.image_set()

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import modelsim as ms
+from modelsim.attacks import mi_fgsm
 from modelsim import distillation
 from modelsim.zoo import count_flops, fingerprint, fold
 
@@ -127,7 +128,7 @@ def test_model_of_a_study_that_writes_into_its_input_can_be_compared_with(writes
 
 
 @writers
-@pytest.mark.parametrize("attack", [partial(ms.pgd, steps=3), ms.fgsm, partial(ms.mi_fgsm, steps=3)])
+@pytest.mark.parametrize("attack", [partial(ms.pgd, steps=3), ms.fgsm, partial(mi_fgsm, steps=3)])
 def test_attack_on_a_network_that_writes_into_its_input(attack, writes, pure, images):
     found = attack(Odd(writes), images.images, images.labels)
     assert images.fingerprint() == tiny.image_set().fingerprint()
@@ -585,7 +586,7 @@ def test_module_off_the_beaten_path_is_measured_as_what_it_computes(kind, study,
         lambda: torch.compile(tiny.mlp(1), backend="eager"),
     ],
 )
-@pytest.mark.parametrize("attack", [partial(ms.pgd, steps=2), ms.fgsm, partial(ms.mi_fgsm, steps=2)])
+@pytest.mark.parametrize("attack", [partial(ms.pgd, steps=2), ms.fgsm, partial(mi_fgsm, steps=2)])
 def test_attack_by_itself_on_a_module_off_the_beaten_path(attack, make, images):
     odd = make()
     odd.train()
