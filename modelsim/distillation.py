@@ -42,8 +42,6 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -64,25 +62,13 @@ Floats = NDArray[np.floating]
 NONE, SELF = "none", "self"
 
 STUDENTS: dict[str, Architecture] = {
-    "deit_tiny_distilled_patch16_224": Architecture(
-        "Transformer",
-        VisionTransformerDistilled,
-        dict(img_size=48, patch_size=8, embed_dim=36, depth=3, num_heads=3),
-        input_size=48,
-    ),
-    "resnet10t": Architecture(
-        "CNN",
-        ResNet,
-        dict(
-            block=BasicBlock,
-            layers=(1, 1, 1, 1),
-            channels=(8, 16, 32, 64),
-            stem_type="deep_tiered",
-            stem_width=8,
-            avg_down=True,
+    student.name: student
+    for student in (
+        Architecture(
+            "deit_tiny_distilled_patch16_224", "Transformer", dict(patch_size=8, embed_dim=36, depth=3), 48
         ),
-        input_size=48,
-    ),
+        Architecture("resnet10t", "CNN", dict(channels=(8, 16, 32, 64), stem_width=8), 48),
+    )
 }
 """Students by the name of the ImageNet model that each scales down, to less than 4 MFLOP an image."""
 

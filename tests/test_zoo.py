@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import modelsim as ms
+from modelsim import catalogue
 from modelsim.zoo import (
     Zoo,
+    assemble,
     count_flops,
     count_parameters,
     fingerprint,
@@ -65,6 +67,36 @@ def test_logits_have_one_column_a_class_and_every_region_of_the_canvas_moves_the
     regions = nn.functional.max_pool2d(gradient.abs(), 4)
     assert regions.shape[2:] == (7, 7)
     assert (regions > 0).all()
+
+
+def test_no_row_of_the_catalogue_hides_another_of_its_name():
+    assert len(catalogue._ROWS) == len(ms.CATALOGUE)
+
+
+def test_architecture_is_its_entry_point_of_timm_with_other_settings():
+    entry = ms.Architecture("vit_tiny_patch16_224", "Transformer", dict(patch_size=8, depth=2), 32)
+    network = entry.network(n_classes=7)
+    assert (len(network.blocks), network.embed_dim) == (2, 192)
+    assert network.patch_embed.proj.weight.shape == (192, 1, 8, 8)
+    # The size comes from the row: 4 x 4 patches and the class token.
+    assert network.pos_embed.shape == (1, 4 * 4 + 1, 192)
+    assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+
+
+def test_architecture_that_timm_does_not_know_is_built_by_its_own_model():
+    def linear(*, in_chans, num_classes, side):
+        return nn.Sequential(nn.Flatten(), nn.Linear(in_chans * side * side, num_classes))
+
+    entry = ms.Architecture("mine", "CNN", dict(side=9), 9, model=linear)
+    classifier = assemble(entry, seed=3, n_classes=4)
+    assert classifier(torch.rand(2, 1, 28, 28)).shape == (2, 4)
+    assert fingerprint(classifier) == fingerprint(assemble(entry, seed=3, n_classes=4))
+
+
+@pytest.mark.parametrize("name", ["resnet50", "swin_tiny_patch4_window7_224"])
+def test_network_of_the_catalogue_tells_the_size_that_it_was_made_for(name):
+    network = ms.build(name).network
+    assert ms.components(network).equals(ms.components(network, input_size=64))
 
 
 def test_flops_and_parameters_of_a_linear_layer_are_counted_by_hand():
