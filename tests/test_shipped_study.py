@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,8 @@ def agreement(predictions, classifier, canvas):
 
 def test_study_is_of_the_shipped_weights_and_images(study, images):
     zoo = ms.load_zoo(names=study.source.values.tolist())
-    assert {name: fingerprint(zoo[name]) for name in zoo} == study.attrs["models"]
+    assert [fingerprint(zoo[name]) for name in zoo] == study.model_sha256.values.tolist()
+    assert images.hashes() == tuple(study.image_sha256.values)
     assert tuple(study.image.values) == images.ids
     np.testing.assert_array_equal(study.label, images.labels)
 
@@ -48,7 +51,7 @@ def test_stored_predictions_are_those_of_the_stored_weights_and_perturbations(na
 
 
 def test_perturbations_keep_to_the_ball_and_to_the_canvas(study, images):
-    eps = round(study.attrs["attack_settings"]["eps"] * 255)
+    eps = round(json.loads(study.attrs["attack_settings"])["eps"] * 255)
     pixels = (images.images * 255).round().to(torch.int16).numpy()
     for source in study.source:
         change = study.perturbation.sel(source=source).values
