@@ -10,7 +10,7 @@ import os
 import platform
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +131,19 @@ class Store:
     def known(self, array: str, source: str) -> NDArray[Any]:
         """Read what is known of a source that isn't finished; what is missing or damaged counts as absent."""
         return _known(self._group(), array, source)
+
+    def fill(self, array: str, source: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """Return all that an array holds of one source; compute and store it if that isn't known.
+
+        In a study without perturbations, these are always computed and never stored.
+        """
+        is_kept = array in _arrays(self._group())
+        known = self.known(array, source) if is_kept else None
+        if known is None or is_absent(array, known):
+            known = compute()
+            if is_kept:
+                self.write(array, source, known)
+        return known
 
     def write(self, array: str, source: str, values: Any) -> None:
         """Store all that an array holds of one source."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -78,10 +79,8 @@ class Engine:
                 network = copy.deepcopy(network).to(self.device)
             if self.fold:
                 network = fold_classifier(network, self.images.images[:8].to(self.device))
-        if (
-            sum(tensor.nbytes for kept in (network, *self._kept.values()) for tensor in _tensors(kept))
-            < _BUDGET
-        ):
+        kept = [network, *self._kept.values()]
+        if sum(tensor.nbytes for one in kept for tensor in _tensors(one)) < _BUDGET:
             self._kept[name] = network
         return network
 
@@ -92,20 +91,20 @@ class Engine:
         """
         adversarial = []
         for start in range(0, len(self.images), self.batch_size):
-            part = self.images[start : start + self.batch_size]
             with naming(name), frozen(self.network(name)) as still:
-                adversarial.append(self._attacked(still, part, start))
+                adversarial.append(self._attacked(still, start))
             attacked()
         change = to_8_bit(torch.cat(adversarial)) - to_8_bit(self.images.images)
         if (most := int(change.abs().max())) > 127:
             raise ValueError(f"model {name!r}: a perturbation of {most}/255 doesn't fit the store's 127/255")
         return change.numpy().astype(np.int8)
 
-    def _attacked(self, network: nn.Module, part: ImageSet, start: int) -> Tensor:
-        seed = attack_settings(self.attack).get("seed")
-        advanced = {} if seed is None else {"seed": seed + start}
-        x, y = part.images.to(self.device, copy=True), part.labels.to(self.device, copy=True)
-        batch = self.attack(network, x, y, **advanced)
+    def _attacked(self, network: nn.Module, start: int) -> Tensor:
+        part = self.images[start : start + self.batch_size]
+        settings = {key: value for key, value in attack_settings(self.attack).items() if key == "seed"}
+        advanced = {key: value + start for key, value in settings.items() if value is not None}
+        x, y = part.images.to(self.device), part.labels.to(self.device)
+        batch = self.attack(network, x.clone(), y, **advanced)
         check_images(batch)
         if batch.shape != x.shape:
             raise ValueError(f"the attack turned {tuple(x.shape)} into {tuple(batch.shape)}")
@@ -115,15 +114,18 @@ class Engine:
         """Return the logits (image, class) of a network, which must have the classes of the images."""
         with naming(name):
             found = logits(self.network(name), canvas, batch_size=batch_size, device=self.device)
-            if found.shape[1] != len(self.images.classes):
-                raise ValueError(
-                    f"it has {found.shape[1]} classes, the image set and its peers {len(self.images.classes)}"
-                )
+            if found.shape[1] != (n := len(self.images.classes)):
+                raise ValueError(f"it has {found.shape[1]} classes, the image set and its peers {n}")
         return found
 
     def predictions(self, name: str, canvas: Tensor) -> NDArray[np.int16]:
         """Return the predicted classes (image,)."""
         return self.logits(name, canvas).argmax(1).numpy().astype(np.int16)
+
+    def probabilities(self, name: str, canvas: Tensor) -> NDArray[np.uint16]:
+        """Return the probabilities (image, class), in parts of `PROBABILITY_STEPS`."""
+        probabilities = self.logits(name, canvas).double().softmax(1)
+        return (probabilities * PROBABILITY_STEPS).round().numpy().astype(np.uint16)
 
     def first_predictions(self, name: str) -> NDArray[np.int16]:
         """Return the predicted classes (image,) of the clean images.
@@ -274,7 +276,7 @@ def transfer(
     _check_input(zoo, images, test_images, batch_size)
     engine = Engine(zoo, images, attack, batch_size, device or default_device())
     out, path = Path(out), Path(out).absolute() / STORE
-    settings = _settings(engine, test_images, stored_settings(path), fold, perturbations)
+    settings = _settings(engine, test_images, stored_settings(path), fold=fold, perturbations=perturbations)
     engine, store = replace(engine, fold=settings["fold"]), Store(path, settings)
     # A folder that isn't there is made only after all models have answered.
     with sole_writer(out) if out.exists() else nullcontext():
@@ -310,17 +312,16 @@ def _finish(
     work: _Work, missing: Sequence[str], workers: int, scheduler: str | None, *, progress: bool
 ) -> None:
     """Finish the sources that are missing, one after the other or side by side."""
-    engine = work.engine
-    batches, here = -(-len(engine.images) // engine.batch_size), workers == 1 and not scheduler
+    engine, batches = work.engine, -(-len(work.engine.images) // work.engine.batch_size)
     done = (len(engine.zoo) - len(missing)) * batches
+    goals = count(done + batches, batches)
     with tqdm(total=len(engine.zoo) * batches, initial=done, disable=not progress) as bar:
 
         def show(name: str, _: None) -> None:
             bar.set_description(name)
-            if not here:
-                bar.update(batches)
+            bar.update(next(goals) - bar.n)
 
-        if here:
+        if workers == 1 and not scheduler:
             work = replace(work, attacked=bar.update)
         side_by_side(_finish_source, work, missing, show, workers=workers, scheduler=scheduler)
 
@@ -329,46 +330,27 @@ def _finish_source(work: _Work, name: str) -> None:
     """Attack one source and evaluate every target, as far as this isn't stored, and mark it finished."""
     store, engine = work.store, work.engine
     _check_worker(store)
-    adversarial = perturbed(engine.images, _change(work, name))
+    change = store.fill("perturbation", name, lambda: engine.perturbation(name, work.attacked))
+    adversarial = perturbed(engine.images, change)
     rows = store.known("adversarial_prediction", name)
     for row, target in zip(rows, engine.zoo, strict=True):
         if is_absent("adversarial_prediction", row):
             row[:] = engine.predictions(target, adversarial)
     store.write("adversarial_prediction", name, rows)
-    if is_absent("images_without_gradient", store.known("images_without_gradient", name)):
-        store.write("images_without_gradient", name, engine.images_without_gradient(name))
-    if work.test_images is not None and is_absent(
-        "clean_probability", store.known("clean_probability", name)
-    ):
-        probabilities = engine.logits(name, work.test_images.images).double().softmax(1)
-        store.write("clean_probability", name, (probabilities * PROBABILITY_STEPS).round().numpy())
+    store.fill("images_without_gradient", name, lambda: np.array(engine.images_without_gradient(name)))
+    if (test := work.test_images) is not None:
+        store.fill("clean_probability", name, lambda: engine.probabilities(name, test.images))
     store.write("finished", name, values=True)
 
 
 def _check_worker(store: Store) -> None:
     """Raise if this process, perhaps on another machine, doesn't see the store or has another environment."""
     if not store.path.is_dir():
-        raise FileNotFoundError(
-            f"a worker finds no {store.path}: give an `out` on a disk that all workers share"
-        )
-    if _versions() != store.settings["versions"]:
+        raise FileNotFoundError(f"a worker finds no {store.path}: give an `out` on a disk that all share")
+    if (ours := _versions()) != (others := store.settings["versions"]):
         raise ValueError(
-            f"a worker has {_versions()}, the study is made with {store.settings['versions']}: "
-            "give all workers one environment"
+            f"a worker has {ours}, the study is made with {others}: give all workers one environment"
         )
-
-
-def _change(work: _Work, name: str) -> NDArray[np.int8]:
-    """Return the perturbation of a source, from the store if it is there."""
-    store, engine, is_kept = work.store, work.engine, work.store.settings["perturbations"]
-    if is_kept and not is_absent("perturbation", change := store.known("perturbation", name)):
-        for _ in range(0, len(engine.images), engine.batch_size):
-            work.attacked()
-        return change
-    change = engine.perturbation(name, work.attacked)
-    if is_kept:
-        store.write("perturbation", name, change)
-    return change
 
 
 def concerns(study: xr.Dataset, names: Sequence[str]) -> Iterator[str]:
@@ -384,8 +366,8 @@ def concerns(study: xr.Dataset, names: Sequence[str]) -> Iterator[str]:
         found = []
         if accuracy[name] < peers.median() / 2:
             found.append(
-                f"it is right on {accuracy[name]:.0%} of the clean images, its peers on {peers.median():.0%} "
-                "(another order of classes, or nothing learned?)"
+                f"it is right on {accuracy[name]:.0%} of the clean images, its peers on "
+                f"{peers.median():.0%} (another order of classes, or nothing learned?)"
             )
         if apart:
             more = f" and {len(apart) - 1} more" if apart[1:] else ""
@@ -494,18 +476,16 @@ def _settings(
     engine: Engine,
     test_images: ImageSet | None,
     stored: Mapping[str, Any],
-    fold: bool | None,
-    perturbations: bool | None,
+    **chosen: bool | None,
 ) -> dict[str, Any]:
     """Everything that a study's numbers depend on, as it goes into the attributes."""
     settings = describe_attack(engine.attack) | {
         "batch_size": engine.batch_size,
         "canvas_rule": CANVAS_RULE,
         "device": engine.device,
-        "fold": stored.get("fold", True) if fold is None else fold,
-        "perturbations": stored.get("perturbations", True) if perturbations is None else perturbations,
         "versions": _versions(),
         "models": {},
+        **{key: stored.get(key, True) if chosen[key] is None else chosen[key] for key in chosen},
     }
     for key, image_set in (("images", engine.images), ("test_images", test_images)):
         if image_set is not None:
