@@ -2,12 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 from unittest.mock import patch
@@ -18,22 +16,18 @@ import torch
 from timm.optim import create_optimizer_v2, muon
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
-from tqdm import tqdm, trange
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from tqdm import tqdm
 
+from modelsim import zoo
+from modelsim.attacks import logits
 from modelsim.images import ImageSet, check_number, check_whole, data_directory, fashion_mnist
-from modelsim.zoo import (
-    Classifier,
-    build,
-    count_flops,
-    count_parameters,
-    load_weights,
-    read_metadata,
-    save_weights,
-    split_model_name,
-)
-from modelsim.zoo import architecture as catalogue_entry
+from modelsim.study import setting_differences
+from modelsim.workers import check_workers, side_by_side, sole_writer
+from modelsim.zoo import Classifier
 
 Kind = Literal["soft", "hard"]
+_Work = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -74,6 +68,20 @@ class Recipe:
         check_number(learning_rate=self.learning_rate)
         check_number(least=0, weight_decay=self.weight_decay)
         check_number(least=0, most=1, warm_up=self.warm_up)
+        for name, plain in self.__annotations__.items():  # such as a number of numpy's
+            object.__setattr__(self, name, plain(getattr(self, name)))
+
+    def steps(self, n_images: int) -> int:
+        """Return how many steps it takes with so many images; batches that aren't full are left out.
+
+        Raises
+        ------
+        ValueError
+            If there is no full batch.
+        """
+        if n_images < self.batch_size:
+            raise ValueError(f"{n_images} images are fewer than one batch of {self.batch_size}")
+        return self.epochs * (n_images // self.batch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +130,7 @@ class Teacher:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be 'soft' or 'hard', got {self.kind!r}")
         check_number(temperature=self.temperature)
-        if not 0 <= self.weight <= 1:
-            raise ValueError(f"weight must be between 0 and 1, got {self.weight}")
+        check_number(least=0, most=1, weight=self.weight)
         if self.logits.ndim != 3 or len(self.logits) != 2:
             raise ValueError(
                 "a teacher's logits must have shape (2, image, class), for the images and their mirror "
@@ -145,19 +152,17 @@ class Teacher:
     def _imitation(self, student: Tensor, told: Tensor) -> Tensor:
         if self.kind == "hard":
             return cross_entropy(student, told.argmax(1))
-        ours, theirs = ((logits / self.temperature).log_softmax(1) for logits in (student, told))
+        ours, theirs = ((said / self.temperature).log_softmax(1) for said in (student, told))
         return self.temperature**2 * kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
-@contextmanager
-def _single_precision_muon() -> Iterator[None]:
+def _single_precision_muon() -> AbstractContextManager[Any]:
     """Let Muon orthogonalise in single precision.
 
     timm does it in bfloat16, which a CPU without bfloat16 units emulates, five to eight times slower.
     """
-    in_single_precision = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
-    with patch.object(muon, "zeropower_via_newtonschulz", in_single_precision):
-        yield
+    name = "zeropower_via_newtonschulz"
+    return patch.object(muon, name, partial(getattr(muon, name), dtype=torch.float32))
 
 
 def _batches(images: ImageSet, recipe: Recipe, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -165,9 +170,7 @@ def _batches(images: ImageSet, recipe: Recipe, *, seed: int) -> Iterator[tuple[T
     generator = torch.Generator().manual_seed(int(seed))
     for _ in range(recipe.epochs):
         order = torch.randperm(len(images), generator=generator)
-        for positions in order.split(recipe.batch_size):
-            if len(positions) < recipe.batch_size:
-                continue
+        for positions in order.split(recipe.batch_size)[: len(images) // recipe.batch_size]:
             yield positions, torch.rand(len(positions), generator=generator) < 0.5
 
 
@@ -176,23 +179,18 @@ def _step_loss(
 ) -> Tensor:
     """Return the loss of one batch."""
     batch, labels = images.images[positions], images.labels[positions]
-    logits = classifier(torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(3), batch))
+    # All of these are copies, which a network may write into.
+    said = classifier(torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(3), batch))
     if teacher is None:
-        return cross_entropy(logits, labels)
-    return teacher.loss(logits, labels, teacher.logits[mirrored.long(), positions])
+        return cross_entropy(said, labels)
+    return teacher.loss(said, labels, teacher.logits[mirrored.long(), positions])
 
 
+@torch.inference_mode(mode=False)
 def train(
-    architecture: str,
-    *,
-    seed: int = 0,
-    recipe: Recipe | None = None,
-    images: ImageSet | None = None,
-    teacher: Teacher | None = None,
-    optimiser: str = "muon",
-    progress: bool = True,
+    architecture: str, *, seed: int = 0, recipe: Recipe | None = None, progress: bool = True
 ) -> Classifier:
-    """Train one architecture of the catalogue from scratch.
+    """Train one architecture of the catalogue from scratch on Fashion-MNIST's 60,000 training images.
 
     Examples
     --------
@@ -207,12 +205,6 @@ def train(
         `seed_offset`.
     recipe : Recipe, optional
         The recipe of the book by default.
-    images : ImageSet, optional
-        Training images, on the canvas; Fashion-MNIST's 60,000 by default.
-    teacher : Teacher, optional
-        Makes it a student.
-    optimiser : str
-        timm's name of it; `"muon"` is the recipe's, others are there to be compared.
     progress : bool
         Show a progress bar.
 
@@ -223,30 +215,18 @@ def train(
 
     Raises
     ------
-    ValueError
-        If the architecture is unknown, there are fewer images than one batch, or the teacher was
-        trained on other classes or asked about other images.
-    TypeError
-        If `seed` is not a whole number.
+    TypeError, ValueError
+        If the architecture is unknown, the seed no whole number, or there are fewer images than one batch.
     FloatingPointError
-        If the loss stops being finite.
+        If the loss or its gradient stops being finite.
     """
     check_whole(least=0, seed=seed)
-    images = images or fashion_mnist("train")
-    seed += catalogue_entry(architecture).seed_offset
-    classifier = build(architecture, seed=seed, n_classes=len(images.classes))
-    return fit(
-        classifier,
-        images,
-        teacher=teacher,
-        seed=seed,
-        recipe=recipe,
-        optimiser=optimiser,
-        progress=progress,
-        name=architecture,
-    )
+    seed += zoo.architecture(architecture).seed_offset
+    classifier = zoo.build(architecture, seed=seed)
+    return fit(classifier, fashion_mnist("train"), seed=seed, recipe=recipe, progress=progress)
 
 
+@torch.inference_mode(mode=False)  # which switches gradients on, whatever is around
 def fit(
     classifier: Classifier,
     images: ImageSet,
@@ -256,7 +236,6 @@ def fit(
     recipe: Recipe | None = None,
     optimiser: str = "muon",
     progress: bool = True,
-    name: str = "classifier",
 ) -> Classifier:
     """Train a classifier of any architecture by the recipe, from the weights that it has.
 
@@ -269,131 +248,111 @@ def fit(
     ----------
     classifier : Classifier
         Changed in place.
+    images : ImageSet
+        Training images, on the canvas.
+    teacher : Teacher, optional
+        Makes it a student.
     seed : int
-        Of the order of the images and the mirroring.
-    name : str
-        For the progress bar and messages.
+        Of the order of the images and the mirroring; the global random state stays as it was.
+    recipe : Recipe, optional
+        The recipe of the book by default.
+    optimiser : str
+        timm's name of it; `"muon"` is the recipe's, others are there to be compared.
+    progress : bool
+        Show a progress bar.
 
-    Other parameters, the result and what is raised are those of `train`.
+    Returns
+    -------
+    Classifier
+        In evaluation mode.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there are fewer images than one batch, the seed is no whole number, or the teacher was trained
+        on other classes or asked about other images.
+    FloatingPointError
+        If the loss or its gradient stops being finite.
     """
     check_whole(least=0, seed=seed)
     recipe = recipe or Recipe()
-    steps = recipe.epochs * (len(images) // recipe.batch_size)
-    if steps == 0:
-        raise ValueError(f"{len(images)} images are fewer than one batch of {recipe.batch_size}")
+    steps, network = recipe.steps(len(images)), cast("Any", classifier.network)
     teacher = _checked_teacher(teacher, images)
-    if hasattr(classifier.network, "set_distilled_training"):
-        cast("Any", classifier.network).set_distilled_training(teacher is not None)
+    if hasattr(network, "set_distilled_training"):
+        network.set_distilled_training(teacher is not None)
     classifier.train()
-    updates = create_optimizer_v2(
-        classifier.network,
-        opt=optimiser,
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        fallback_no_weight_decay=True,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        updates, recipe.learning_rate, total_steps=steps, pct_start=recipe.warm_up, cycle_momentum=False
-    )
-    batches = _batches(images, recipe, seed=seed)
-    with (
-        torch.random.fork_rng(devices=[]),
-        _single_precision_muon(),
-        trange(steps, desc=name, disable=not progress) as bar,
-    ):
+    decay: Any = dict(weight_decay=recipe.weight_decay, fallback_no_weight_decay=True)
+    updates = create_optimizer_v2(network, opt=optimiser, lr=recipe.learning_rate, **decay)
+    cycle: Any = dict(total_steps=steps, pct_start=recipe.warm_up, cycle_momentum=False)
+    schedule = OneCycleLR(updates, recipe.learning_rate, **cycle)
+    with torch.random.fork_rng(devices=[]), _single_precision_muon():
         torch.manual_seed(seed)
-        for step in bar:
-            loss = _step_loss(classifier, images, teacher, *next(batches))
-            updates.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
-            updates.step()
-            schedule.step()
-            if step % 50 == 0:
-                bar.set_postfix(loss=f"{_finite(loss, name, step):.3f}")
-    return classifier.eval()
+        batches = _batches(images, recipe, seed=seed)
+        losses = (_step_loss(classifier, images, teacher, *batch) for batch in batches)
+        _descend(classifier, tqdm(losses, "training", steps, leave=None, disable=not progress), schedule)
+    classifier.eval()
+    return classifier
 
 
 def _checked_teacher(teacher: Teacher | None, images: ImageSet) -> Teacher | None:
     """Return the teacher, or None if nothing is to be learnt from it."""
     if teacher is None or teacher.weight == 0:
         return None
-    _, n_images, n_classes = teacher.logits.shape
-    if n_classes != len(images.classes):
-        raise ValueError(f"the teacher knows {n_classes} classes, the images have {len(images.classes)}")
-    if n_images != len(images):
-        raise ValueError(f"the teacher was asked about {n_images} images, there are {len(images)}")
+    told, given = tuple(teacher.logits.shape[1:]), (len(images), len(images.classes))
+    if told != given:
+        raise ValueError(f"the teacher's logits are for (images, classes) {told}, the images are {given}")
     return teacher
 
 
-def _finite(loss: Tensor, name: str, step: int) -> float:
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"training {name}: loss is {loss.item()} at step {step}")
-    return loss.item()
+def _descend(classifier: nn.Module, losses: "tqdm[Tensor]", schedule: LRScheduler) -> None:
+    """Take one step for each loss."""
+    for step, loss in enumerate(losses):
+        schedule.optimizer.zero_grad()
+        loss.backward()
+        length = nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
+        if not torch.isfinite(length):
+            raise FloatingPointError(
+                f"loss {loss:.3g}, gradient {length:.3g} at step {step}: lower the learning rate"
+            )
+        schedule.optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            losses.set_postfix(loss=f"{loss:.3f}")
 
 
 def accuracy(classifier: nn.Module, images: ImageSet) -> float:
     """Share of `images` classified correctly, 0 … 1, in evaluation mode."""
-    classifier.eval()
-    with torch.no_grad():
-        batches = zip(images.images.split(500), images.labels.split(500), strict=True)
-        return sum(int((classifier(x).argmax(1) == y).sum()) for x, y in batches) / len(images)
+    right = logits(classifier, images.images).argmax(1) == images.labels
+    return int(right.sum()) / len(images)
 
 
-def train_to_file(
-    name: str,
-    folder: Path,
-    *,
-    recipe: Recipe | None = None,
-    threads: int | None = None,
-    progress: bool = True,
-) -> Path:
-    """Train one model and store its half-precision weights, with what is known of them as metadata.
-
-    The test accuracy noted is that of the stored, rounded weights.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    recipe = recipe or Recipe()
-    architecture_name, seed = split_model_name(name)
+def _measured(recipe: Recipe, name: str, *, progress: bool) -> tuple[Classifier, dict[str, str]]:
+    """Train one model; return it as it will be stored, in half precision, and what is known of it."""
+    architecture, seed = zoo.split_model_name(name)
     start = time.perf_counter()
-    classifier = train(architecture_name, seed=seed, recipe=recipe, progress=progress)
+    classifier = train(architecture, seed=seed, recipe=recipe, progress=progress)
     seconds = time.perf_counter() - start
-    rounded = build(architecture_name)
-    rounded.load_state_dict({key: value.half() for key, value in classifier.state_dict().items()})
-    path = folder / f"{name}.safetensors"
-    metadata = {
-        "architecture": architecture_name,
+    weights = classifier.state_dict()
+    classifier.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in weights.items()})
+    return classifier, {
+        "architecture": architecture,
         "seed": str(seed),
-        "test_accuracy": f"{accuracy(rounded, fashion_mnist('test')):.4f}",
+        "test_accuracy": f"{accuracy(classifier, fashion_mnist('test')):.4f}",
         "seconds": f"{seconds:.0f}",
-        "parameters": str(count_parameters(rounded)),
-        "flops": str(count_flops(rounded)),
+        "parameters": str(zoo.count_parameters(classifier)),
+        "flops": str(zoo.count_flops(classifier)),
         "recipe": json.dumps(asdict(recipe)),
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
-    save_weights(classifier, path, metadata)
-    return path
 
 
-def is_trained(name: str, folder: Path, *, recipe: Recipe) -> bool:
-    """Tell whether `folder` holds `name`, trained by `recipe`.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, or was trained by another recipe; the message names the difference.
-    """
-    path = folder / f"{name}.safetensors"
+def _is_trained(path: Path, recipe: Recipe) -> bool:
+    """Tell whether the file of a model is there; raise a ValueError if it is damaged or of another recipe."""
     if not path.exists():
         return False
-    load_weights(build(split_model_name(name)[0]), path)
-    stored, wanted = json.loads(read_metadata(path)["recipe"]), asdict(recipe)
-    if stored != wanted:
-        differences = [
-            f"{k}: {stored.get(k)} stored, {v} asked" for k, v in wanted.items() if stored.get(k) != v
-        ]
+    zoo.load_weights(zoo.build(zoo.split_model_name(path.stem)[0]), path)
+    if differences := setting_differences(json.loads(zoo.read_metadata(path)["recipe"]), asdict(recipe)):
         raise ValueError(
             f"{path} was trained by another recipe ({'; '.join(differences)}): delete it to train it again"
         )
@@ -401,7 +360,12 @@ def is_trained(name: str, folder: Path, *, recipe: Recipe) -> bool:
 
 
 def train_zoo(
-    names: Sequence[str], folder: Path | None = None, *, recipe: Recipe | None = None, workers: int = 1
+    names: Sequence[str],
+    folder: Path | None = None,
+    *,
+    recipe: Recipe | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
 ) -> pd.DataFrame:
     """Train the models that `folder` doesn't hold yet, and write `training.csv` anew.
 
@@ -413,8 +377,8 @@ def train_zoo(
         Models, such as `"resnet50"` or its second seed `"resnet50-seed1"`.
     folder : Path, optional
         Where the weights go; `data/fashion69/weights` by default.
-    workers : int
-        Processes that train side by side, sharing torch's threads.
+    workers, scheduler
+        As for `train_side_by_side`.
 
     Returns
     -------
@@ -427,44 +391,71 @@ def train_zoo(
         If an architecture is unknown, or a stored model is damaged or was trained by another recipe;
         nothing has been trained then.
     FloatingPointError
-        If a loss stopped being finite, after all other models have been trained.
+        As `train_side_by_side`.
+    BlockingIOError
+        If another run writes into the folder.
     """
-    check_whole(workers=workers)
+    check_workers(workers, scheduler)
     recipe = recipe or Recipe()
     folder = folder or data_directory() / "fashion69" / "weights"
+    paths = {name: folder / f"{name}.safetensors" for name in names}
     for name in names:
-        catalogue_entry(split_model_name(name)[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [name for name in dict.fromkeys(names) if not is_trained(name, folder, recipe=recipe)]
-    try:
-        failed = _train_all(missing, folder, recipe=recipe, workers=workers)
-    finally:
-        table = training_table(folder)
-        table.to_csv(folder / "training.csv")
-    if failed:
-        raise FloatingPointError(f"{'; '.join(failed)}. The {len(missing) - len(failed)} others are trained")
+        zoo.architecture(zoo.split_model_name(name)[0])
+
+    def store(name: str, made: tuple[Classifier, dict[str, str]]) -> None:
+        zoo.save_weights(made[0], paths[name], made[1])
+
+    with sole_writer(folder):
+        missing = [name for name, path in paths.items() if not _is_trained(path, recipe)]
+        work = partial(_measured, recipe, progress=workers == 1 and not scheduler)
+        try:
+            train_side_by_side(work, missing, store, workers=workers, scheduler=scheduler)
+        finally:
+            table = training_table(folder)
+            table.to_csv(folder / "training.csv")
     return table
 
 
-def _train_all(names: Sequence[str], folder: Path, *, recipe: Recipe, workers: int) -> list[str]:
-    """Train and store all models; return what is to be said of those that failed."""
-    work, failed = partial(train_to_file, folder=folder, recipe=recipe), []
-    if workers == 1:
-        for name in names:
+def train_side_by_side(
+    work: _Work, items: list[Any], store: Callable[[Any, Any], None], *, workers: int, scheduler: str | None
+) -> None:
+    """Call `store(item, work(item))` here for every item, in any order; only `work` is done elsewhere.
+
+    Each call of `work` has one thread, so that its result is the same however many go on beside it.
+    `workers` and `scheduler` are those of `side_by_side`, and so is what is raised, and
+
+    Raises
+    ------
+    FloatingPointError
+        If a model diverged, or what it makes of images isn't finite, after all others have been stored.
+    """
+    failed: list[str] = []
+    with tqdm(desc="trained", total=len(items), disable=not items) as bar:
+
+        def finish(item: object, result: object) -> None:
+            bar.update()
             try:
-                work(name)
-            except FloatingPointError as error:
-                failed.append(str(error))
-        return failed
-    threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(work, name, threads=threads, progress=False) for name in names]
-        for job in (bar := tqdm(as_completed(jobs), total=len(jobs), desc="trained")):
-            try:
-                bar.set_postfix_str(job.result().stem)
-            except FloatingPointError as error:
-                failed.append(str(error))
-    return failed
+                if isinstance(result, Exception):
+                    raise result
+                store(item, result)
+            except (FloatingPointError, ValueError) as error:
+                failed.append(f"{item}: {error}")
+
+        side_by_side(_attempt, work, items, finish, workers=workers, scheduler=scheduler)
+    if failed:
+        raise FloatingPointError(f"{'; '.join(failed)}. The {len(items) - len(failed)} others are trained")
+
+
+def _attempt(work: _Work, item: object) -> Any:
+    """Work in one thread; return the error of a model that failed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return work(item)
+    except (FloatingPointError, ValueError) as error:
+        return error
+    finally:
+        torch.set_num_threads(threads)
 
 
 def training_table(folder: Path | None = None) -> pd.DataFrame:
@@ -479,10 +470,8 @@ def training_table(folder: Path | None = None) -> pd.DataFrame:
         `torch`, `timm` (versions).
     """
     folder = folder or data_directory() / "fashion69" / "weights"
-    rows = {
-        path.stem: read_metadata(path)
-        for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)
-    }
+    paths = sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)
+    rows = {path.stem: zoo.read_metadata(path) for path in paths}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     numbers = {"seed": int, "test_accuracy": float, "seconds": int, "parameters": int, "flops": int}
     columns = ["architecture", *numbers, "recipe", "torch", "timm"]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
+from modelsim.images import check_whole
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -55,9 +57,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def check_workers(workers: int, scheduler: str | None) -> None:
-    """Raise a ValueError unless the work is for at least one process of our own, or for a scheduler's."""
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    """Raise unless the work is for at least one process of our own, or for a scheduler's."""
+    check_whole(workers=workers)
     if workers > 1 and scheduler:
         raise ValueError(f"give workers={workers} or scheduler={scheduler!r}, not both")
 

@@ -1,19 +1,28 @@
 import gzip
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import torch
 
 import modelsim as ms
 from modelsim import training
+from modelsim.workers import sole_writer
 from modelsim.zoo import count_flops, count_parameters, fingerprint, read_metadata
 
 NAME = "deit_small_patch16_224"
+MODELS = [NAME, f"{NAME}-seed1", "resnet50-seed1"]
 QUICK = ms.Recipe(epochs=1, batch_size=32)
 WEIGHTS = ms.data_directory() / "fashion69" / "weights"
 
@@ -27,18 +36,38 @@ def write_idx(path, values):
     path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
 
 
-@pytest.fixture
-def small_data(tmp_path, monkeypatch):
-    """A data folder of 100 training and 50 test images; returns where its weights go."""
-    folder = tmp_path / "fashion-mnist"
-    folder.mkdir()
-    (tmp_path / "fashion69").mkdir()
+def make_data(folder):
+    """Make a data folder of 100 training and 50 test images."""
+    for name in ("fashion-mnist", "fashion69"):
+        (folder / name).mkdir()
     for stem, n, seed in (("train", 100, 0), ("t10k", 50, 1)):
         images = ms.fashion_mnist("test", n=n, seed=seed)
-        write_idx(folder / f"{stem}-images-idx3-ubyte.gz", (images.images[:, 0] * 255).round().numpy())
-        write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", images.labels.numpy())
+        pixels, stem = (images.images[:, 0] * 255).round().numpy(), folder / "fashion-mnist" / stem
+        write_idx(Path(f"{stem}-images-idx3-ubyte.gz"), pixels)
+        write_idx(Path(f"{stem}-labels-idx1-ubyte.gz"), images.labels.numpy())
+
+
+@pytest.fixture
+def small_data(tmp_path, monkeypatch):
+    """A small data folder; returns where its weights go."""
+    make_data(tmp_path)
     monkeypatch.setenv("MODELSIM_DATA", str(tmp_path))
     return tmp_path / "fashion69" / "weights"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Hashes of the models trained by one process in one thread."""
+    folder = tmp_path_factory.mktemp("alone")
+    make_data(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MODELSIM_DATA", str(folder))
+        training.train_zoo(MODELS, recipe=QUICK)
+    return hashes(folder / "fashion69" / "weights")
+
+
+def hashes(folder):
+    return {path.name: read_metadata(path)["sha256"] for path in Path(folder).glob("*.safetensors")}
 
 
 @pytest.fixture
@@ -68,6 +97,68 @@ def test_trained_classifier_differs_from_the_untrained_and_is_in_evaluation_mode
     classifier = ms.train(NAME, recipe=QUICK, progress=False)
     assert not any(module.training for module in classifier.modules())
     assert fingerprint(classifier) != fingerprint(ms.build(NAME))
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_gradients_switched_off_around_training_change_no_bit(small_data, around):
+    prints = []
+    for context in (nullcontext, around):
+        with context():
+            images = ms.fashion_mnist("train")
+            trained = ms.train(NAME, recipe=QUICK, progress=False)
+            again = ms.fit(trained, images, recipe=QUICK, progress=False)
+            prints.append((fingerprint(again), ms.accuracy(again, images)))
+    assert prints[0] == prints[1]
+
+
+class Plain(ms.Classifier):
+    """Writes into what it is given, and returns nothing when its mode is set."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.network = tiny.mlp(1)
+
+    def forward(self, canvas):
+        return self.network(canvas.sub_(0.1).clamp_(0, 1))
+
+    def train(self, mode=True):
+        super().train(mode)
+
+    def eval(self):
+        self.train(False)
+
+
+def test_network_that_writes_into_its_input_or_returns_nothing_from_train_is_trained(images):
+    before, plain = images.images.clone(), Plain()
+    first = fingerprint(plain)
+    trained = ms.fit(plain, images, recipe=ms.Recipe(epochs=1, batch_size=4), progress=False)
+    assert trained is plain
+    assert fingerprint(plain) != first
+    assert not plain.training
+    ms.accuracy(plain, images)
+    assert torch.equal(images.images, before)
+
+
+def test_accuracy_leaves_the_mode_as_it_was(images):
+    assert ms.accuracy(tiny.mlp(2).train(), images) == ms.accuracy(tiny.mlp(2).eval(), images)
+    classifier = tiny.mlp(2).train()
+    ms.accuracy(classifier, images)
+    assert all(module.training for module in classifier.modules())
+
+
+def test_gradient_that_overflows_before_the_loss_does_is_found_at_that_step(images):
+    class Steep(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny.linear(1)
+
+        def forward(self, canvas):
+            return (self.inner(canvas) * 0).abs().sqrt()
+
+    classifier = Plain()
+    classifier.network = Steep()
+    with pytest.raises(FloatingPointError, match=r"loss 1\.1, gradient nan at step 0"):
+        ms.fit(classifier, images, recipe=ms.Recipe(epochs=1, batch_size=4), progress=False)
 
 
 def test_fewer_images_than_a_batch_are_refused(small_data):
@@ -116,9 +207,17 @@ def test_temperature_of_a_teacher_is_finite(temperature):
         ms.Teacher(torch.zeros(2, 4, 3), temperature=temperature)
 
 
-def test_loss_that_stops_being_finite_names_architecture_and_step(small_data):
+def test_numbers_of_numpy_make_the_same_recipe(small_data):
+    recipe = ms.Recipe(epochs=np.int64(1), batch_size=np.int32(32), learning_rate=np.float64(0.01))
+    training.train_zoo([NAME], recipe=recipe)
+    assert training.train_zoo([NAME], recipe=QUICK).recipe[NAME] == json.dumps(asdict(QUICK))
+
+
+def test_loss_that_stops_being_finite_names_the_step(small_data):
     recipe = ms.Recipe(epochs=3, batch_size=5, learning_rate=1e30)
-    with pytest.raises(FloatingPointError, match=f"training {NAME}: loss is nan at step 50"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss nan, gradient nan at step \d+: lower the learning rate"
+    ):
         ms.train(NAME, recipe=recipe, progress=False)
 
 
@@ -160,42 +259,99 @@ def test_killed_training_loses_only_the_model_in_progress(trained, monkeypatch):
     assert set(training.train_zoo([f"{NAME}-seed1"], recipe=QUICK).index) == {NAME, f"{NAME}-seed1"}
 
 
-def test_diverging_model_is_named_after_the_others_are_trained_and_noted(small_data, monkeypatch):
+@pytest.mark.parametrize("error", [FloatingPointError, ValueError])
+def test_failing_model_is_named_after_the_others_are_trained_and_noted(small_data, monkeypatch, error):
     train = training.train
 
-    def diverging(name, **given):
+    def failing(name, **given):
         if given["seed"] == 1:
-            raise FloatingPointError("loss is nan")
+            raise error("loss is nan")
         return train(name, **given)
 
-    monkeypatch.setattr(training, "train", diverging)
-    with pytest.raises(FloatingPointError, match=r"loss is nan. The 2 others are trained"):
+    monkeypatch.setattr(training, "train", failing)
+    with pytest.raises(FloatingPointError, match=f"{NAME}-seed1: loss is nan. The 2 others are trained"):
         training.train_zoo([f"{NAME}-seed1", NAME, f"{NAME}-seed2"], recipe=QUICK)
     assert set(ms.training_table(small_data).index) == {NAME, f"{NAME}-seed2"}
     assert len((small_data / "training.csv").read_text().splitlines()) == 3
 
 
+def test_model_that_does_not_fit_into_half_precision_takes_no_other_with_it(small_data, monkeypatch):
+    train = training.train
+
+    def large(name, **given):
+        classifier = train(name, **given)
+        if given["seed"] == 1:
+            classifier.network.head.bias.data[0] = 1e6
+        return classifier
+
+    monkeypatch.setattr(training, "train", large)
+    with pytest.raises(FloatingPointError, match=rf"{NAME}-seed1: .*infinite.* The 1 others are trained"):
+        training.train_zoo([f"{NAME}-seed1", NAME], recipe=QUICK)
+    assert set(ms.training_table(small_data).index) == {NAME}
+
+
 def test_two_workers_report_every_diverging_model(small_data):
     recipe = ms.Recipe(epochs=3, batch_size=5, learning_rate=1e30)
-    with pytest.raises(FloatingPointError, match=r"nan at step 50; training .* The 0 others"):
+    with pytest.raises(FloatingPointError, match=rf"{NAME}(-seed1)?: loss nan.*; {NAME}.*The 0 others"):
         training.train_zoo([NAME, f"{NAME}-seed1"], recipe=recipe, workers=2)
     assert ms.training_table(small_data).empty
 
 
-def test_two_workers_train_every_model_and_note_its_accuracy(small_data):
-    names = [NAME, f"{NAME}-seed1"]
-    table = training.train_zoo(names, recipe=QUICK, workers=2)
-    assert set(table.index) == set(names)
-    for name in names:
+def test_weights_do_not_depend_on_the_number_of_threads_which_stays(small_data, alone):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        training.train_zoo(MODELS, recipe=QUICK)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert hashes(small_data) == alone
+
+
+def test_two_workers_train_the_same_weights_and_note_their_accuracy(small_data, alone):
+    table = training.train_zoo(MODELS, recipe=QUICK, workers=2)
+    assert hashes(small_data) == alone
+    assert set(table.index) == set(MODELS)
+    for name in MODELS:
         stored = ms.accuracy(ms.load_zoo(names=[name])[name], ms.fashion_mnist("test"))
         assert table.test_accuracy[name] == pytest.approx(stored, abs=5e-5)
+
+
+def test_folder_that_another_run_writes_into_is_refused(small_data, no_training):
+    with sole_writer(small_data), pytest.raises(BlockingIOError, match=f"process {os.getpid()}"):
+        training.train_zoo([NAME], recipe=QUICK)
+    assert not list(small_data.glob("*.csv"))
+
+
+KILLED = """
+import modelsim as ms
+from modelsim.training import train_zoo
+if __name__ == "__main__":
+    train_zoo({names}, recipe=ms.Recipe(epochs=1, batch_size=32), workers={workers})
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_run_that_is_killed_by_the_system_loses_only_models_in_progress(small_data, tmp_path, alone, workers):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(names=MODELS, workers=workers))
+    with subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL) as run:
+        while not hashes(small_data) and run.poll() is None:
+            time.sleep(0.05)
+        run.kill()
+    assert run.returncode == -signal.SIGKILL
+    times = {path: path.stat().st_mtime_ns for path in small_data.glob("*.safetensors")}
+    assert 1 <= len(times) < 3
+    training.train_zoo(MODELS, recipe=QUICK)
+    assert hashes(small_data) == alone
+    assert times.items() <= {path: path.stat().st_mtime_ns for path in small_data.iterdir()}.items()
 
 
 def test_model_of_another_recipe_is_refused_naming_the_difference(trained, no_training):
     before = trained.read_bytes()
     other = ms.Recipe(epochs=2, batch_size=32, learning_rate=0.02)
     with pytest.raises(
-        ValueError, match=r"epochs: 1 stored, 2 asked; learning_rate: 0\.01 stored, 0\.02 asked"
+        ValueError, match=r"epochs: 1 there, 2 now; learning_rate: 0\.01 there, 0\.02 now"
     ) as caught:
         training.train_zoo([f"{NAME}-seed1", NAME], recipe=other)
     assert str(trained) in str(caught.value)
