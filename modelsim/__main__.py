@@ -31,6 +31,11 @@ Names = Annotated[
     ),
 ]
 
+Workers = Annotated[int, typer.Option(min=1, help="Processes that work side by side.")]
+Scheduler = Annotated[
+    str | None, typer.Option(help="Address of a Dask scheduler, whose workers work side by side.")
+]
+
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
@@ -43,16 +48,13 @@ def _plain_errors() -> Iterator[None]:
 
 
 @app.command()
-def train(
-    names: Names = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side.")] = 1,
-) -> None:
-    """Train classifiers on Fashion-MNIST; those already trained are kept.
+def train(names: Names = None, workers: Workers = 1, scheduler: Scheduler = None) -> None:
+    """Train classifiers on Fashion-MNIST, each in one thread; those already trained are kept.
 
     Example: `python -m modelsim train resnet50 resnet50-seed1 --workers 2`
     """
     with _plain_errors():
-        table = train_zoo(names or list(CATALOGUE), workers=workers)
+        table = train_zoo(names or list(CATALOGUE), workers=workers, scheduler=scheduler)
     typer.echo(table.drop(columns=["recipe", "torch", "timm"]).to_string())
 
 
@@ -71,10 +73,8 @@ def transfer(
     probabilities: Annotated[
         bool, typer.Option(help="Keep every model's probabilities on all 10,000 test images, for ensembles.")
     ] = True,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that attack side by side.")] = 1,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask scheduler, whose workers attack side by side.")
-    ] = None,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
 ) -> None:
     """Attack every model by PGD and show the adversarial images to all.
 
@@ -170,7 +170,8 @@ def distill(
     ] = distillation.Setting.weight,
     similarity: Annotated[bool, typer.Option(help="Attack the students, for their SAT.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder of the tables. Default: data/fashion69.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that work side by side.")] = 1,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
 ) -> None:
     """Train students with and without teachers; those that the tables hold already are kept.
 
@@ -181,13 +182,13 @@ def distill(
     `python -m modelsim distill --student resnet10t --teacher none --teacher convnext_tiny --out runs/mine`
     """
     with _plain_errors():
-        recipe = ms.Recipe(epochs=epochs)
         table = distillation.distill_all(
             distillation.plan(students=student, teachers=teacher, seeds=seed, kind=kind),
             out,
-            setting=distillation.Setting(images, recipe, temperature, weight),
+            setting=distillation.Setting(images, ms.Recipe(epochs), temperature, weight),
             similarity=similarity,
             workers=workers,
+            scheduler=scheduler,
         )
     typer.echo(table.to_string(index=False))
 

@@ -16,23 +16,17 @@ of the study, any other with its teacher and with those of `REPEATED`.
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from hashlib import sha256
 from importlib.metadata import version
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
-import safetensors
-import safetensors.torch
 import torch
 import xarray as xr
 from numpy.typing import NDArray
@@ -43,19 +37,19 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from modelsim import __version__
 from modelsim.agreement import cosine, residual_ranks
-from modelsim.attacks import checked_logits
+from modelsim.attacks import logits
 from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.clustering import distance
-from modelsim.compare import compare, study_images
+from modelsim.compare import compare
 from modelsim.images import ImageSet, check_whole, data_directory, fashion_mnist
 from modelsim.scores import sat
 from modelsim.study import open_study, setting_differences
-from modelsim.training import Kind, Recipe, Teacher, accuracy, fit
-from modelsim.zoo import Classifier, assemble, fingerprint, load_zoo, split_model_name, unknown_name_message
+from modelsim.training import Kind, Recipe, Teacher, accuracy, fit, train_side_by_side
+from modelsim.workers import check_workers, sole_writer
+from modelsim.zoo import Classifier, assemble, load_zoo, split_model_name, unknown_name_message
 
 Floats = NDArray[np.floating]
 
@@ -153,7 +147,7 @@ def choose_teachers(
     return tuple(str(span[turn]) for turn in turns for span in spans if turn < len(span))
 
 
-def build_student(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifier:
+def build_student(name: str, *, seed: int = 0) -> Classifier:
     """Build an untrained student: one of `STUDENTS`, or any architecture of the catalogue.
 
     Raises
@@ -164,52 +158,19 @@ def build_student(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifie
     known = {**STUDENTS, **CATALOGUE}
     if name not in known:
         raise ValueError(unknown_name_message("student", name, known))
-    return assemble(known[name], seed=seed, n_classes=n_classes)
+    return assemble(known[name], seed=seed)
 
 
-def teacher_logits(classifier: nn.Module, images: ImageSet, *, cache: Path | None = None) -> Tensor:
+def teacher_logits(classifier: nn.Module, images: ImageSet) -> Tensor:
     """Return a classifier's logits (2, image, class) of the images and of their mirror images.
-
-    Parameters
-    ----------
-    cache : Path, optional
-        Folder in which they are kept, under a name made of the classifier's weights and the images.
 
     Raises
     ------
-    ValueError
-        If the classifier has other classes than the images, or misbehaves (wrong shape, NaN); or a file of
-        the cache is damaged.
+    TypeError, ValueError
+        If the classifier misbehaves (wrong shape, NaN).
     """
-    if cache is None:
-        return _compute_logits(classifier, images)
-    name = sha256(f"{fingerprint(classifier)} {images.fingerprint()}".encode()).hexdigest()[:24]
-    path = cache / f"{name}.safetensors"
-    if path.exists():
-        try:
-            return safetensors.torch.load_file(path)["logits"]
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it, it will be made again") from error
-    logits = _compute_logits(classifier, images)
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.partial")
-    safetensors.torch.save_file({"logits": logits}, unfinished)
-    unfinished.replace(path)
-    return logits
-
-
-def _compute_logits(classifier: nn.Module, images: ImageSet) -> Tensor:
-    classifier.eval()
-    sides = []
-    with torch.no_grad():
-        for canvas in (images.images, images.images.flip(3)):
-            sides.append(torch.cat([checked_logits(classifier, batch) for batch in canvas.split(500)]))
-    logits = torch.stack(sides).clone()
-    if logits.shape[2] != len(images.classes):
-        raise ValueError(
-            f"the teacher knows {logits.shape[2]} classes, the images have {len(images.classes)}"
-        )
-    return logits
+    canvases = images.images, images.images.flip(3)
+    return torch.stack([logits(classifier, canvas, batch_size=500) for canvas in canvases])
 
 
 @dataclass(frozen=True)
@@ -227,6 +188,11 @@ class Setting:
         See `Teacher`.
     attacked : int
         How many of the study's images, evenly spaced among them, students are attacked on at the most.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an attribute is out of range or no number, or there are fewer images than one batch.
     """
 
     images: int = 1000
@@ -235,7 +201,13 @@ class Setting:
     weight: float = 0.5
     attacked: int = 500
 
+    def __post_init__(self) -> None:
+        check_whole(images=self.images, attacked=self.attacked)
+        self.recipe.steps(self.images)
+        Teacher(torch.zeros(2, 1, 1), temperature=self.temperature, weight=self.weight)
 
+
+@torch.inference_mode(mode=False)
 def distill(
     student: str,
     teacher: nn.Module | None = None,
@@ -243,8 +215,6 @@ def distill(
     kind: Kind = "soft",
     seed: int = 0,
     setting: Setting | None = None,
-    images: ImageSet | None = None,
-    cache: Path | None = None,
     progress: bool = True,
 ) -> Classifier:
     """Train one student.
@@ -265,34 +235,23 @@ def distill(
         Of the initial weights, the order of the images and the mirroring.
     setting : Setting, optional
         The book's by default.
-    images : ImageSet, optional
-        Training images, in place of those of Fashion-MNIST that the setting asks for.
-    cache : Path, optional
-        See `teacher_logits`.
     progress : bool
         Show a progress bar.
 
     Raises
     ------
-    ValueError
-        If the student is unknown, the teacher has other classes than the images, or a setting is out of
-        range.
+    TypeError, ValueError
+        If the student is unknown, or the teacher has other classes than the images, or misbehaves.
+    FloatingPointError
+        If the loss or its gradient stops being finite.
     """
     setting = setting or Setting()
-    _check_teaching(kind, setting)
-    images = images or fashion_mnist("train", n=setting.images)
-    classifier = build_student(student, seed=seed, n_classes=len(images.classes))
-    told = None
+    images = fashion_mnist("train", n=setting.images)
+    classifier, told = build_student(student, seed=seed), None
     if teacher is not None:
-        logits = teacher_logits(teacher, images, cache=cache)
-        told = Teacher(logits, kind=kind, temperature=setting.temperature, weight=setting.weight)
-    options: Any = dict(seed=seed, recipe=setting.recipe, progress=progress, name=student)
-    return fit(classifier, images, teacher=told, **options)
-
-
-def _check_teaching(kind: Kind, setting: Setting) -> None:
-    check_whole(images=setting.images, attacked=setting.attacked)
-    Teacher(torch.zeros(2, 1, 1), kind=kind, temperature=setting.temperature, weight=setting.weight)
+        said = teacher_logits(teacher, images)
+        told = Teacher(said, kind=kind, temperature=setting.temperature, weight=setting.weight)
+    return fit(classifier, images, teacher=told, seed=seed, recipe=setting.recipe, progress=progress)
 
 
 class Run(NamedTuple):
@@ -302,6 +261,10 @@ class Run(NamedTuple):
     teacher: str
     seed: int
     kind: Kind | Literal["none"]
+
+    def __str__(self) -> str:
+        """Name the run in a message."""
+        return f"{self.student}, teacher {self.teacher}, seed {self.seed}"
 
 
 def plan(
@@ -329,24 +292,14 @@ def plan(
     return list(dict.fromkeys(runs))
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is the same for every run; sent to each worker."""
-
-    setting: Setting
-    study: Path | None
-    cache: Path
-
-
 def distill_all(
-    runs: Sequence[Run] | None = None,
+    runs: Sequence[Run],
     folder: Path | None = None,
     *,
     setting: Setting | None = None,
     similarity: bool = True,
     workers: int = 1,
-    cache: Path = Path("runs/teachers"),
-    progress: bool = True,
+    scheduler: str | None = None,
 ) -> pd.DataFrame:
     """Do the runs that `folder` doesn't hold yet; each is on disk as soon as it is finished.
 
@@ -356,8 +309,8 @@ def distill_all(
 
     Parameters
     ----------
-    runs : sequence of Run, optional
-        From `plan`; by default the book's.
+    runs : sequence of Run
+        From `plan`.
     folder : Path, optional
         `data/fashion69` by default.
     setting : Setting, optional
@@ -365,11 +318,9 @@ def distill_all(
     similarity : bool
         Attack every student as the study in `data/fashion69` was made, for its SAT; without, training is all.
     workers : int
-        Processes that work side by side, sharing torch's threads.
-    cache : Path
-        Where the teachers' logits are kept.
-    progress : bool
-        Show a progress bar.
+        Processes that work side by side, each in one thread.
+    scheduler : str, optional
+        Address of a Dask scheduler whose workers are used instead; see `transfer`.
 
     Returns
     -------
@@ -383,20 +334,22 @@ def distill_all(
         runs were made with other settings or versions, which are named. Nothing has been trained then.
     FileNotFoundError
         If a teacher has no weights, or there is no study.
+    FloatingPointError
+        If a student diverged, after all others have been finished.
+    BlockingIOError
+        If another run writes into the folder.
     """
-    runs, folder = runs or plan(), folder or _home()
-    work = _Work(setting or Setting(), _home() if similarity else None, cache)
-    references = _check_runs(runs, work)
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_same_settings(folder / "distillation.json", _settings(work, references))
-    finished = _read(folder / "distillation.csv", _COLUMNS)
-    there = set(finished[_KEY].itertuples(index=False, name=None))
-    missing = [run for run in runs if tuple(run) not in there]
-    with tqdm(total=len(runs), initial=len(runs) - len(missing), disable=not progress) as bar:
-        for row, scores in _outcomes(missing, work, workers):
-            _store(folder, row, scores)
-            bar.set_postfix_str(f"{row['student']}, {row['teacher']}")
-            bar.update()
+    check_workers(workers, scheduler)
+    folder, setting = folder or _home(), setting or Setting()
+    study = _home() if similarity else None
+    references = _check_runs(runs, setting, study)
+    with sole_writer(folder):
+        _check_same_settings(folder / "distillation.json", _settings(setting, study, references))
+        finished = _read(folder / "distillation.csv", _COLUMNS)
+        there = set(finished[_KEY].itertuples(index=False, name=None))
+        missing = [run for run in dict.fromkeys(runs) if tuple(run) not in there]
+        work, store = partial(_finish, setting, study), partial(_store, folder)
+        train_side_by_side(work, missing, store, workers=workers, scheduler=scheduler)
     return distillation_table(folder)
 
 
@@ -404,33 +357,35 @@ def _home() -> Path:
     return data_directory() / "fashion69"
 
 
-def _check_runs(runs: Sequence[Run], work: _Work) -> list[str]:
+def _check_runs(runs: Sequence[Run], setting: Setting, study: Path | None) -> list[str]:
     """Raise if a run can't be done; return the models with which students are compared."""
-    known: Sequence[str] = [] if work.study is None else open_study(work.study).source.values.tolist()
+    known: Sequence[str] = [] if study is None else open_study(study).source.values.tolist()
     for run in runs:
         if run.student not in STUDENTS:
             raise ValueError(unknown_name_message("student", run.student, STUDENTS))
-        _check_teaching("soft" if run.teacher == NONE else cast("Kind", run.kind), work.setting)
-        if run.teacher in (NONE, SELF):
-            continue
-        if split_model_name(run.teacher)[0] not in CATALOGUE:
-            raise ValueError(unknown_name_message("teacher", run.teacher, [NONE, SELF, *CATALOGUE]))
-        if work.study is not None and run.teacher not in known:
+        if run.teacher != NONE:
+            Teacher(torch.zeros(2, 1, 1), kind=cast("Kind", run.kind))
+    for teacher in dict.fromkeys(run.teacher for run in runs if run.teacher not in (NONE, SELF)):
+        if split_model_name(teacher)[0] not in CATALOGUE:
+            raise ValueError(unknown_name_message("teacher", teacher, [NONE, SELF, *CATALOGUE]))
+        if study is not None and teacher not in known:
             raise ValueError(
-                f"teacher {run.teacher!r} is not in the study {work.study}: choose another one, finish the "
+                f"teacher {teacher!r} is not in the study {study}: choose another one, finish the "
                 "study by `python -m modelsim transfer`, or leave the similarity out"
             )
-        load_zoo(names=[run.teacher])[run.teacher]
+        load_zoo(names=[teacher])[teacher]
+    fashion_mnist("train", n=setting.images)
     return [name for name in REPEATED if name in known]
 
 
-def _settings(work: _Work, references: Sequence[str]) -> dict[str, Any]:
+def _settings(setting: Setting, study: Path | None, references: Sequence[str]) -> dict[str, Any]:
     """Everything that all runs of a table have in common, as it goes into `distillation.json`."""
-    settings = asdict(work.setting)
+    settings = asdict(setting)
     settings |= {f"recipe.{key}": value for key, value in settings.pop("recipe").items()}
-    if work.study is not None:
-        of_study = open_study(work.study).attrs
-        settings |= {f"attack.{key}": value for key, value in of_study["attack_settings"].items()}
+    if study is not None:
+        of_study = open_study(study).attrs
+        attack = json.loads(of_study["attack_settings"])
+        settings |= {f"attack.{key}": value for key, value in attack.items()}
         settings |= {"attack": of_study["attack"], "attacked images": of_study["images_sha256"]}
     settings["compared with"] = ", ".join(references)
     versions = {name: version(name) for name in ("torch", "timm", "numpy")} | {"modelsim": __version__}
@@ -440,7 +395,7 @@ def _settings(work: _Work, references: Sequence[str]) -> dict[str, Any]:
 def _check_same_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or refuse to go on with runs of others, naming each difference."""
     if not path.exists():
-        path.write_text(json.dumps(settings, indent=1) + "\n")
+        path.write_text(json.dumps(settings, indent=1, default=float) + "\n")
         return
     before = json.loads(path.read_text())
     if differences := setting_differences(before, settings):
@@ -450,42 +405,22 @@ def _check_same_settings(path: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _outcomes(
-    runs: Sequence[Run], work: _Work, workers: int
-) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
-    if workers == 1:
-        yield from (_finish(run, work) for run in runs)
-        return
-    threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    ) as pool:
-        jobs = [pool.submit(_finish, run, work) for run in runs]
-        try:
-            yield from (job.result() for job in as_completed(jobs))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _finish(run: Run, work: _Work) -> tuple[dict[str, Any], dict[str, float]]:
+def _finish(setting: Setting, study: Path | None, run: Run) -> tuple[dict[str, Any], dict[str, float]]:
     """Train and measure one student: its row, and its SAT with each model it is compared with."""
     start = time.perf_counter()
-    student = _train(run, work)
+    student = _train(run, setting)
     right = accuracy(student, fashion_mnist("test"))
-    scores = {} if work.study is None else _compare(student, run, work.study, work.setting.attacked)
+    scores = {} if study is None else _compare(student, run, study, setting.attacked)
     seconds = round(time.perf_counter() - start)
     return {**run._asdict(), "accuracy": right, "seconds": seconds}, scores
 
 
-def _train(run: Run, work: _Work) -> Classifier:
-    options: Any = dict(seed=run.seed, setting=work.setting, progress=False)
+def _train(run: Run, setting: Setting) -> Classifier:
+    alone = partial(distill, run.student, seed=run.seed, setting=setting, progress=False)
     if run.teacher == NONE:
-        return distill(run.student, **options)
-    if run.teacher == SELF:
-        teacher: nn.Module = distill(run.student, **options)
-    else:
-        teacher, options["cache"] = load_zoo(names=[run.teacher])[run.teacher], work.cache
-    return distill(run.student, teacher, kind=cast("Kind", run.kind), **options)
+        return alone()
+    teacher = alone() if run.teacher == SELF else load_zoo(names=[run.teacher])[run.teacher]
+    return alone(teacher, kind=cast("Kind", run.kind))
 
 
 def _compare(student: Classifier, run: Run, study: Path, attacked: int) -> dict[str, float]:
@@ -494,9 +429,7 @@ def _compare(student: Classifier, run: Run, study: Path, attacked: int) -> dict[
     names = [name for name in opened.source.values.tolist() if name in wanted]
     every = -(-opened.sizes["image"] // attacked)
     few = opened.sel(source=names, target=names).isel(image=slice(None, None, every))
-    images = study_images(few)
-    few.attrs["images_sha256"] = images.fingerprint()
-    with_student = compare(student, few, name="student", images=images, progress=False)
+    with_student = compare(student, few, name="student", progress=False)
     return sat(with_student).sel(model="student", other=names).to_series().to_dict()
 
 
@@ -516,11 +449,11 @@ def _write(table: pd.DataFrame, path: Path) -> None:
     unfinished.replace(path)
 
 
-def _store(folder: Path, row: dict[str, Any], scores: dict[str, float]) -> None:
+def _store(folder: Path, run: Run, finished: tuple[dict[str, Any], dict[str, float]]) -> None:
     """Add a run to both tables, the one that says that it is finished last."""
+    row, scores = finished
     place, columns = folder / "distillation_sat.csv", [*_KEY, "model", "sat"]
-    key = {name: row[name] for name in _KEY}
-    new = pd.DataFrame([{**key, "model": m, "sat": round(s, 4)} for m, s in scores.items()], columns=columns)
+    new = pd.DataFrame([(*run, model, round(score, 4)) for model, score in scores.items()], columns=columns)
     similarities = _joined(_read(place, columns), new).drop_duplicates(columns[:-1], keep="last")
     _write(similarities.sort_values(columns[:-1]), place)
     runs = _joined(_read(folder / "distillation.csv", _COLUMNS), pd.DataFrame([row]))

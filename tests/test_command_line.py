@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import modelsim as ms
+from modelsim import distillation
 from modelsim.__main__ import app
 
 PAIR = ["deit_small_patch16_224", "resnet50"]
@@ -80,6 +81,27 @@ def test_options_of_transfer_reach_the_engine(options, n_test, workers, schedule
     assert call("transfer", "resnet50", *options).exit_code == 0
     assert len(given.pop("test_images") or ()) == n_test
     assert given == {"workers": workers, "scheduler": scheduler}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--workers", 3], {"workers": 3, "scheduler": None}),
+        (["--scheduler", "tcp://10.0.0.1:8786"], {"workers": 1, "scheduler": "tcp://10.0.0.1:8786"}),
+    ],
+)
+def test_training_and_distilling_go_where_the_options_say(options, expected, monkeypatch):
+    given = []
+
+    def note(*args, **options):
+        given.append({key: options[key] for key in expected})
+        raise ValueError("enough")
+
+    monkeypatch.setattr("modelsim.__main__.train_zoo", note)
+    monkeypatch.setattr(distillation, "distill_all", note)
+    for command in ("train", "distill"):
+        assert "modelsim: enough" in call(command, *options).stderr
+    assert given == [expected, expected]
 
 
 @pytest.mark.parametrize("measure", ["sat", "transferability"])

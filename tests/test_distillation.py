@@ -2,6 +2,7 @@ import gzip
 import math
 import os
 import re
+from contextlib import nullcontext
 from functools import partial
 from itertools import zip_longest
 
@@ -11,6 +12,7 @@ import pytest
 import tiny
 import torch
 import xarray as xr
+from distributed import LocalCluster
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -22,7 +24,8 @@ from modelsim import distillation
 from modelsim.__main__ import app
 from modelsim.distillation import NONE, SELF, Run, Setting
 from modelsim.training import Teacher, fit
-from modelsim.zoo import count_flops, fingerprint
+from modelsim.workers import sole_writer
+from modelsim.zoo import assemble, count_flops, fingerprint
 
 DEIT, RESNET = distillation.STUDENTS
 TEACHERS = ["deit_small_patch16_224", "nf_resnet50"]
@@ -43,6 +46,10 @@ def one_thread():
 def random_teacher(images, *, seed=0, **options):
     generator = torch.Generator().manual_seed(seed)
     return Teacher(torch.randn(2, len(images), len(images.classes), generator=generator), **options)
+
+
+def build(name):
+    return assemble(distillation.STUDENTS[name], n_classes=3)
 
 
 def logits(*rows):
@@ -105,7 +112,7 @@ def test_class_token_learns_the_label_and_distillation_token_the_teacher(kind):
 @pytest.mark.parametrize("name", [DEIT, RESNET])
 def test_teacher_without_weight_changes_no_bit(name, images):
     def trained(teacher):
-        student = distillation.build_student(name, n_classes=3)
+        student = build(name)
         return fingerprint(fit(student, images, teacher=teacher, recipe=QUICK, progress=False))
 
     none, weightless, taught = (
@@ -119,7 +126,7 @@ def test_teacher_with_all_the_weight_leaves_nothing_to_the_labels(kind, images):
     relabelled = ms.ImageSet(images.images, images.labels.roll(1), images.ids, images.classes, "relabelled")
     teacher, prints = random_teacher(images, kind=kind, weight=1), []
     for given_images in (images, relabelled):
-        student = distillation.build_student(RESNET, n_classes=3)
+        student = build(RESNET)
         prints.append(fingerprint(fit(student, given_images, teacher=teacher, recipe=QUICK, progress=False)))
     assert prints[0] == prints[1]
 
@@ -134,7 +141,7 @@ def test_student_is_told_of_the_very_image_that_it_sees_mirrored_or_not(images):
 
     side, position = torch.meshgrid(torch.arange(2.0), torch.arange(12.0), indexing="ij")
     teacher = Recorded(torch.stack([side, position, side], dim=2))
-    student = distillation.build_student(RESNET, n_classes=3)
+    student = build(RESNET)
     student.register_forward_pre_hook(lambda _, canvas: seen.append(canvas[0]))
     fit(student, images, teacher=teacher, recipe=ms.Recipe(epochs=3, batch_size=4), progress=False)
     told = torch.cat(heard)
@@ -167,10 +174,12 @@ class Oracle(nn.Module):
 def test_teacher_that_knows_lifts_a_student_whose_labels_are_noisy(name):
     noisy, clean = toy(96, noise=0.8, seed=0), toy(90, noise=0, seed=1)
     assert ms.accuracy(Oracle(), clean) == 1
-    setting = Setting(recipe=ms.Recipe(epochs=10, batch_size=16), weight=0.8)
-    train = partial(distillation.distill, name, images=noisy, setting=setting, progress=False)
+    told = distillation.teacher_logits(Oracle(), noisy)
     alone, soft, hard = (
-        ms.accuracy(student, clean) for student in (train(), train(Oracle()), train(Oracle(), kind="hard"))
+        ms.accuracy(
+            fit(build(name), noisy, teacher=teacher, recipe=ms.Recipe(epochs=10, batch_size=16)), clean
+        )
+        for teacher in (None, Teacher(told, weight=0.8), Teacher(told, kind="hard", weight=0.8))
     )
     assert min(soft, hard) > 0.9
     assert alone < 0.6
@@ -191,7 +200,7 @@ def test_students_are_small_depend_on_their_seed_and_are_not_in_the_zoo(name):
 
 
 def test_student_with_a_token_predicts_by_the_mean_of_both_heads(images):
-    student = distillation.build_student(DEIT, n_classes=3)
+    student = build(DEIT)
     fit(student, images, teacher=random_teacher(images), recipe=QUICK, progress=False)
     tokens = student.network.forward_features(
         nn.functional.interpolate(images.images, (48, 48), mode="bilinear") / student.std
@@ -201,10 +210,11 @@ def test_student_with_a_token_predicts_by_the_mean_of_both_heads(images):
     torch.testing.assert_close(student(images.images), mean, rtol=1e-3, atol=1e-4)
 
 
-def test_any_architecture_of_the_catalogue_can_be_a_student(images):
-    setting = Setting(recipe=QUICK)
-    taught = distillation.distill("pit_s_224", tiny.linear(1), images=images, setting=setting, progress=False)
-    assert taught(images.images).shape == (12, 3)
+def test_any_architecture_of_the_catalogue_can_be_a_student(home):
+    setting, teacher = Setting(images=20, recipe=QUICK), tiny.linear(1, n_classes=10, pixels=784)
+    alone, taught = (distillation.distill("pit_s_224", t, setting=setting) for t in (None, teacher))
+    assert fingerprint(alone) != fingerprint(taught)
+    assert taught(torch.rand(2, 1, 28, 28)).shape == (2, 10)
 
 
 def test_chosen_teachers_span_their_base_and_take_turns():
@@ -258,21 +268,20 @@ def test_logits_are_those_of_the_images_and_of_their_mirror_images(images):
     torch.testing.assert_close(told[1], classifier(images.images.flip(3)).detach())
 
 
-def test_logits_are_computed_once_for_each_teacher_and_image_set(images, tmp_path, monkeypatch):
-    told = distillation.teacher_logits(tiny.linear(1), images, cache=tmp_path)
-    distillation.teacher_logits(tiny.linear(2), images, cache=tmp_path)
-    distillation.teacher_logits(tiny.linear(1), images[range(6)], cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
-    monkeypatch.setattr(distillation, "_compute_logits", None)
-    assert torch.equal(distillation.teacher_logits(tiny.linear(1), images, cache=tmp_path), told)
+def test_teacher_keeps_its_mode_and_the_images_stay_as_they_were(images):
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny.linear(1)
 
+        def forward(self, canvas):
+            return self.inner(canvas.mul_(0.5))
 
-def test_damaged_logits_are_refused_naming_the_file(images, tmp_path):
-    distillation.teacher_logits(tiny.linear(1), images, cache=tmp_path)
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=rf"{path.name} is damaged .*delete it"):
-        distillation.teacher_logits(tiny.linear(1), images, cache=tmp_path)
+    teacher, before = Writing().train(), images.images.clone()
+    told = distillation.teacher_logits(teacher, images)
+    assert torch.equal(images.images, before)
+    assert teacher.training
+    torch.testing.assert_close(told[0], teacher.inner(before / 2).detach())
 
 
 # Tables
@@ -313,8 +322,7 @@ RUNS = distillation.plan(students=[RESNET], teachers=[NONE, SELF, *TEACHERS], se
 
 
 def distill_all(folder, runs=RUNS, **changed):
-    given_options = dict(setting=SETTING, cache=folder / "cache", progress=False)
-    return distillation.distill_all(runs, folder, **(given_options | changed))
+    return distillation.distill_all(runs, folder, **(dict(setting=SETTING) | changed))
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +333,7 @@ def made(home, tmp_path_factory):
 
 
 def without_time(table):
-    return table.drop(columns="seconds")
+    return table.drop(columns="seconds", errors="ignore")
 
 
 def test_every_run_is_a_row(made):
@@ -359,10 +367,8 @@ def test_similarities_are_those_of_compare(made):
 def test_students_may_be_attacked_on_some_of_the_images(home, tmp_path):
     distill_all(tmp_path, [Run(RESNET, NONE, 1, NONE)], setting=Setting(100, SETTING.recipe, attacked=20))
     part = ms.open_study(home / "fashion69").isel(image=slice(0, 50, 3))
-    images = ms.fashion_mnist("test")[range(0, 50, 3)]
     student = distillation.distill(RESNET, setting=SETTING, seed=1, progress=False)
-    part.attrs["images_sha256"] = images.fingerprint()
-    expected = ms.sat(ms.compare(student, part, name="it", images=images, progress=False)).sel(model="it")
+    expected = ms.sat(ms.compare(student, part, name="it", progress=False)).sel(model="it")
     table = distillation.distillation_similarities(tmp_path).set_index("model").sat
     for name in TEACHERS:
         assert table[name] == pytest.approx(float(expected.sel(other=name)), abs=1e-4)
@@ -393,24 +399,60 @@ def test_order_of_runs_and_number_of_calls_change_no_number(made, tmp_path):
     )
 
 
-def test_two_workers_do_every_run(made, tmp_path):
-    runs = [run for run in RUNS if run.teacher in (NONE, TEACHERS[1])]
-    table = distill_all(tmp_path, runs, workers=2, similarity=False)
-    assert len(table) == 4
-    assert table[["sat_before", "sat_after"]].isna().all(axis=None)
-    whole = distillation.distillation_table(made).set_index(["teacher", "seed"])
-    for row in table.itertuples():
-        assert row.accuracy == pytest.approx(whole.loc[(row.teacher, row.seed)].accuracy, abs=0.05)
+@pytest.mark.parametrize("afar", [False, True])
+def test_two_workers_and_a_cluster_make_the_same_tables(made, tmp_path, afar):
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=None, dashboard_address="127.0.0.1:0")
+        if afar
+        else nullcontext()
+    ) as cluster:
+        where = dict(scheduler=cluster.scheduler_address) if afar else dict(workers=2)
+        distill_all(tmp_path, [run for run in RUNS if run.teacher in (NONE, TEACHERS[1])], **where)
+    for read in (distillation.distillation_table, distillation.distillation_similarities):
+        whole = read(made)
+        expected = whole[whole.teacher.isin([NONE, TEACHERS[1]])].reset_index(drop=True)
+        pd.testing.assert_frame_equal(without_time(read(tmp_path)), without_time(expected))
+    assert (tmp_path / "distillation.json").read_bytes() == (made / "distillation.json").read_bytes()
+
+
+def test_run_asked_for_twice_is_done_once(home, tmp_path):
+    run = Run(RESNET, NONE, 0, NONE)
+    assert len(distill_all(tmp_path, [run, run], similarity=False)) == 1
+
+
+def test_folder_that_another_run_writes_into_is_refused(home, tmp_path):
+    with sole_writer(tmp_path), pytest.raises(BlockingIOError, match=f"process {os.getpid()}"):
+        distill_all(tmp_path, RUNS[:1], similarity=False)
+    assert not list(tmp_path.glob("distillation*"))
+
+
+@pytest.mark.parametrize("error", [FloatingPointError, ValueError])
+def test_student_that_fails_is_named_after_the_others_are_finished(home, tmp_path, monkeypatch, error):
+    train = distillation.distill
+
+    def diverging(student, teacher=None, *, seed, **options):
+        if seed == 1:
+            raise error("loss is nan")
+        return train(student, teacher, seed=seed, **options)
+
+    monkeypatch.setattr(distillation, "distill", diverging)
+    runs = [Run(RESNET, NONE, seed, NONE) for seed in (1, 0, 2)]
+    message = "resnet10t, teacher none, seed 1: loss is nan. The 2 others are trained"
+    with pytest.raises(FloatingPointError, match=message):
+        distill_all(tmp_path, runs, similarity=False)
+    assert set(distillation.distillation_table(tmp_path).seed) == {0, 2}
+    monkeypatch.setattr(distillation, "distill", train)
+    assert len(distill_all(tmp_path, runs, similarity=False)) == 3
 
 
 def test_interrupted_command_keeps_what_is_finished_and_does_only_the_rest(home, tmp_path, monkeypatch):
     finish, asked = distillation._finish, []
 
-    def interrupted(run, work):
+    def interrupted(setting, study, run):
         if asked:
             raise KeyboardInterrupt
         asked.append(run)
-        return finish(run, work)
+        return finish(setting, study, run)
 
     with monkeypatch.context() as patched:
         patched.setattr(distillation, "_finish", interrupted)
@@ -418,7 +460,7 @@ def test_interrupted_command_keeps_what_is_finished_and_does_only_the_rest(home,
             distill_all(tmp_path, RUNS[:3], similarity=False)
     assert len(distillation.distillation_table(tmp_path)) == 1
     again = []
-    monkeypatch.setattr(distillation, "_finish", lambda run, work: again.append(run) or finish(run, work))
+    monkeypatch.setattr(distillation, "_finish", lambda *given: again.append(given[2]) or finish(*given))
     assert len(distill_all(tmp_path, RUNS[:3], similarity=False)) == 3
     assert again == RUNS[1:3]
 
@@ -626,8 +668,8 @@ def test_ranking_says_that_it_knows_nothing_where_there_is_nothing_to_know():
         (dict(kind="warm"), "kind must be 'soft' or 'hard', got 'warm'"),
         (dict(temperature=0), "temperature must be greater than 0, got 0"),
         (dict(temperature=math.nan), "temperature must be greater than 0, got nan"),
-        (dict(weight=-0.1), "weight must be between 0 and 1, got -0.1"),
-        (dict(weight=1.1), "weight must be between 0 and 1, got 1.1"),
+        (dict(weight=-0.1), "weight must be at least 0, got -0.1"),
+        (dict(weight=1.1), "weight must be at most 1, got 1.1"),
         (dict(logits=torch.zeros(12, 3)), "got (12, 3)"),
         (dict(logits=torch.zeros(3, 12, 3)), "got (3, 12, 3)"),
         (dict(logits=torch.full((2, 12, 3), math.nan)), "must be finite"),
@@ -641,27 +683,37 @@ def test_impossible_teacher_is_refused(options, message):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 12, 4), "the teacher knows 4 classes, the images have 3"),
-        ((2, 11, 3), "the teacher was asked about 11 images, there are 12"),
+        ((2, 12, 4), "are for (images, classes) (12, 4), the images are (12, 3)"),
+        ((2, 11, 3), "are for (images, classes) (11, 3), the images are (12, 3)"),
     ],
 )
 def test_teacher_of_other_classes_or_images_is_refused(shape, message, images):
-    student = distillation.build_student(RESNET, n_classes=3)
-    with pytest.raises(ValueError, match=message):
+    student = build(RESNET)
+    with pytest.raises(ValueError, match=re.escape(message)):
         fit(student, images, teacher=Teacher(torch.zeros(shape)), recipe=QUICK, progress=False)
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("options", "message"),
     [
-        (lambda i: distillation.distill(RESNET, tiny.linear(1, n_classes=4), images=i), "knows 4 classes"),
-        (lambda i: distillation.distill("resnet10", images=i), "unknown student 'resnet10': did you mean"),
-        (lambda i: distillation.distill(RESNET, images=i, setting=Setting(weight=2)), "got 2"),
+        (dict(images=0), "images must be at least 1, got 0"),
+        (dict(images=100.0), "images must be a whole number, got 100.0"),
+        (dict(attacked=-1), "attacked must be at least 1, got -1"),
+        (dict(temperature=-1), "temperature must be greater than 0, got -1"),
+        (dict(weight=2), "weight must be at most 1, got 2"),
+        (dict(images=60), "60 images are fewer than one batch of 64"),
     ],
 )
-def test_student_or_teacher_that_cannot_be_is_refused(call, message, images):
-    with pytest.raises(ValueError, match=message):
-        call(images)
+def test_impossible_setting_is_refused(options, message):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        Setting(**options)
+
+
+def test_student_or_teacher_that_cannot_be_is_refused(home):
+    with pytest.raises(ValueError, match="unknown student 'resnet10': did you mean 'resnet10t'"):
+        distillation.distill("resnet10", setting=SETTING)
+    with pytest.raises(ValueError, match=re.escape("(100, 4), the images are (100, 10)")):
+        distillation.distill(RESNET, tiny.linear(1, n_classes=4, pixels=784), setting=SETTING)
 
 
 @pytest.mark.parametrize(
@@ -672,7 +724,7 @@ def test_student_or_teacher_that_cannot_be_is_refused(call, message, images):
         ([Run(RESNET, "resnet50", 0, "soft")], {}, ValueError, "'resnet50' is not in the study"),
         ([Run(RESNET, "resnet50", 0, "soft")], dict(similarity=False), FileNotFoundError, "train resnet50"),
         ([Run(RESNET, SELF, 0, "warm")], {}, ValueError, "got 'warm'"),
-        ([Run(RESNET, SELF, 0, "soft")], dict(setting=Setting(temperature=-1)), ValueError, "got -1"),
+        ([Run(RESNET, SELF, 0, "soft")], dict(setting=Setting(95)), ValueError, "multiple of the 10 classes"),
     ],
 )
 def test_run_that_cannot_be_is_refused_before_anything_is_trained(
@@ -718,7 +770,6 @@ def test_command_trains_what_its_options_say(home, tmp_path, monkeypatch):
     table = distillation.distillation_table(tmp_path / "mine")
     expected = [(RESNET, TEACHERS[1], 3, "hard"), (RESNET, NONE, 3, NONE)]
     assert sorted(table.iloc[:, :4].itertuples(index=False, name=None)) == sorted(expected)
-    assert len(list((tmp_path / "runs" / "teachers").iterdir())) == 1
 
 
 def test_help_of_the_command_shows_its_examples():
@@ -732,7 +783,8 @@ def test_help_of_the_command_shows_its_examples():
     [
         (["--student", "resnet10"], "unknown student 'resnet10': did you mean 'resnet10t'"),
         (["--teacher", "resnet5O"], "unknown teacher 'resnet5O': did you mean 'resnet50'"),
-        (["--temperature", "0"], "temperature must be greater than 0"),
+        (["--temperature", "0"], "temperature must be greater than 0, got 0.0"),
+        (["--images", "7"], "7 images are fewer than one batch of 64"),
     ],
 )
 def test_mistake_ends_with_code_2_and_one_plain_line(options, message, home):
