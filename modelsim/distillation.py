@@ -429,8 +429,8 @@ def _compare(student: Classifier, run: Run, study: Path, attacked: int) -> dict[
     names = [name for name in opened.source.values.tolist() if name in wanted]
     every = -(-opened.sizes["image"] // attacked)
     few = opened.sel(source=names, target=names).isel(image=slice(None, None, every))
-    with_student = compare(student, few, name="student", progress=False)
-    return sat(with_student).sel(model="student", other=names).to_series().to_dict()
+    with_student = compare(student, few, name=str(run), progress=False)
+    return sat(with_student).sel(model=str(run), other=names).to_series().to_dict()
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -30,6 +30,9 @@ from modelsim.zoo import assemble, count_flops, fingerprint
 DEIT, RESNET = distillation.STUDENTS
 TEACHERS = ["deit_small_patch16_224", "nf_resnet50"]
 QUICK = ms.Recipe(epochs=1, batch_size=4)
+pytestmark = pytest.mark.filterwarnings("ignore:model 'resnet10t.* its scores say little")
+"""Students of a hundred images have learned too little for a score."""
+
 SETTING = Setting(images=100, recipe=ms.Recipe(epochs=6, batch_size=32))
 COUNTS = {"CNN": 6, "Transformer": 6, "Hybrid": 6, "NAS": 6, "MLP-Mixer": 3}
 
@@ -268,22 +271,6 @@ def test_logits_are_those_of_the_images_and_of_their_mirror_images(images):
     torch.testing.assert_close(told[1], classifier(images.images.flip(3)).detach())
 
 
-def test_teacher_keeps_its_mode_and_the_images_stay_as_they_were(images):
-    class Writing(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = tiny.linear(1)
-
-        def forward(self, canvas):
-            return self.inner(canvas.mul_(0.5))
-
-    teacher, before = Writing().train(), images.images.clone()
-    told = distillation.teacher_logits(teacher, images)
-    assert torch.equal(images.images, before)
-    assert teacher.training
-    torch.testing.assert_close(told[0], teacher.inner(before / 2).detach())
-
-
 # Tables
 
 
@@ -368,7 +355,7 @@ def test_students_may_be_attacked_on_some_of_the_images(home, tmp_path):
     distill_all(tmp_path, [Run(RESNET, NONE, 1, NONE)], setting=Setting(100, SETTING.recipe, attacked=20))
     part = ms.open_study(home / "fashion69").isel(image=slice(0, 50, 3))
     student = distillation.distill(RESNET, setting=SETTING, seed=1, progress=False)
-    expected = ms.sat(ms.compare(student, part, name="it", progress=False)).sel(model="it")
+    expected = ms.sat(ms.compare(student, part, name="resnet10t", progress=False)).sel(model="resnet10t")
     table = distillation.distillation_similarities(tmp_path).set_index("model").sat
     for name in TEACHERS:
         assert table[name] == pytest.approx(float(expected.sel(other=name)), abs=1e-4)

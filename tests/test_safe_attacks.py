@@ -12,8 +12,8 @@ import torchattacks
 from torch import nn
 
 import modelsim as ms
+from modelsim import distillation, training
 from modelsim.attacks import mi_fgsm
-from modelsim import distillation
 from modelsim.zoo import count_flops
 
 REFUSALS = (ValueError, TypeError)
@@ -530,8 +530,9 @@ def test_training_without_gradients_around_it_is_the_same(how, images):
 
 
 @every_switch
-def test_architecture_is_trained_without_gradients_around(how, images):
-    options = dict(images=images, recipe=ms.Recipe(epochs=1, batch_size=12), progress=False)
+def test_architecture_is_trained_without_gradients_around(how, images, monkeypatch):
+    monkeypatch.setattr(training, "fashion_mnist", lambda part: images)
+    options = dict(recipe=ms.Recipe(epochs=1, batch_size=12), progress=False)
     expected = ms.train("resmlp_24_224", **options)
     with switched_off(how):
         found = ms.train("resmlp_24_224", **options)

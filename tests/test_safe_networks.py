@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import modelsim as ms
-from modelsim.attacks import mi_fgsm
 from modelsim import distillation
+from modelsim.attacks import mi_fgsm
 from modelsim.zoo import count_flops, fingerprint, fold
 
 REFUSALS = (ValueError, TypeError)
