@@ -96,11 +96,9 @@ def compare(
     """
     names = _names(study, name)
     images = images_of(study, images or study_images(study))
-    attack = attack or _attack(study)
-    _check_attack(study, attack)
     networks = ChainMap({name: classifier}, cast("Any", zoo or load_zoo(names=names)))
     batch_size, fold = study.attrs["batch_size"], json.loads(study.attrs["fold"])
-    engine = Engine(networks, images, attack, batch_size, device or default_device(), fold)
+    engine = Engine(networks, images, _attack(study, attack), batch_size, device or default_device(), fold)
     clean = engine.first_predictions(name)
     for peer in tqdm(names, desc=f"{name}: the others", disable=not progress, leave=False):
         _check_peer(peer, engine, study)
@@ -176,23 +174,22 @@ def study_images(study: xr.Dataset) -> ImageSet:
     return images_of(study, test)
 
 
-def _attack(study: xr.Dataset) -> Attack:
+def _attack(study: xr.Dataset, given: Attack | None) -> Attack:
+    """Return the attack of the study: the one given, if it is that, or one of modelsim's."""
     module, _, function = study.attrs["attack"].rpartition(".")
-    if module != attacks.__name__ or not hasattr(attacks, function):
+    if given is None and module == attacks.__name__:
+        return partial(getattr(attacks, function), **json.loads(study.attrs["attack_settings"]))
+    if given is None:
         raise ValueError(f"the study's attack is {study.attrs['attack']}: give it as `attack`")
-    return partial(getattr(attacks, function), **json.loads(study.attrs["attack_settings"]))
-
-
-def _check_attack(study: xr.Dataset, attack: Attack) -> None:
-    given = plain_attributes(describe_attack(attack))
     there = {key: study.attrs[key] for key in study.attrs if key.startswith("attack")}
-    if differences := setting_differences(there, given):
+    if differences := setting_differences(there, plain_attributes(describe_attack(given))):
         raise ValueError(f"the attack is not the one of the study ({'; '.join(differences)})")
+    return given
 
 
 def _check_peer(name: str, engine: Engine, study: xr.Dataset) -> None:
     """Raise unless the zoo's model of that name is the study's, by its weights and by what it tells."""
-    if name not in engine.zoo:
+    if name not in [*engine.zoo]:
         raise ValueError(unknown_name_message("model", name, engine.zoo))
     if fingerprint(engine.zoo[name]) != study.model_sha256.sel(target=name):
         raise ValueError(f"{name!r} of the zoo is not the one in the study: its weights differ")
