@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _SECONDS_TO_WAIT = 60
 """How long a scheduler may take to offer the first worker."""
 
-_ENVIRONMENT = {f"MALLOC_{what}_THRESHOLD_": 2**30 for what in ("TRIM", "MMAP")}
+_ENVIRONMENT = {
+    f"distributed.nanny.pre-spawn-environ.MALLOC_{what}_THRESHOLD_": 2**30 for what in ("TRIM", "MMAP")
+}
 """Of our own processes. Dask's default has every tensor mapped and unmapped anew: three times slower."""
 
 
@@ -98,21 +100,10 @@ def side_by_side(
         If there is no scheduler at the address, it has no worker, or a worker died.
     """
     check_workers(workers, scheduler)
-    if items and (workers > 1 or scheduler):
-        _side_by_side_afar(function, shared, items, done, workers, scheduler)
-    else:
+    if not items or (workers == 1 and not scheduler):
         for item in items:
             done(item, function(shared, item))
-
-
-def _side_by_side_afar(
-    function: Callable[[Any, Any], Any],
-    shared: object,
-    items: Sequence[Any],
-    done: Callable[[Any, Any], None],
-    workers: int,
-    scheduler: str | None,
-) -> None:
+        return
     # Imported here because it takes a second, which work in one process needn't wait for.
     from distributed import KilledWorker, as_completed
 
@@ -162,9 +153,8 @@ def _connected(workers: int, scheduler: str | None) -> "Iterator[Client]":
             yield client
         return
     # What goes wrong in a call is raised in this process; there is no need to log it as well.
-    environment = {f"distributed.nanny.pre-spawn-environ.{name}": _ENVIRONMENT[name] for name in _ENVIRONMENT}
     with (
-        dask.config.set(environment),
+        dask.config.set(_ENVIRONMENT),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -186,8 +176,7 @@ def _check_threads(client: "Client") -> None:
     for address, threads in client.nthreads().items():
         if threads != 1:
             raise ValueError(
-                f"worker {address} has {threads} threads: start it with `dask worker --nthreads 1` "
-                "(and --nworkers for several)"
+                f"worker {address} has {threads} threads: start it with `dask worker --nthreads 1`"
             )
 
 
