@@ -30,7 +30,10 @@ Names = Annotated[
         help="Models: an architecture, or `resnet50-seed1` for another seed. Default: all architectures."
     ),
 ]
-
+StudyFolder = Annotated[Path, typer.Option(help="Folder for the study; a study begun there is finished.")]
+StudentSeeds = Annotated[
+    list[int] | None, typer.Option(min=0, help="Seed of the student. Default: the book's.")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work side by side.")]
 Scheduler = Annotated[
     str | None, typer.Option(help="Address of a Dask scheduler, whose workers work side by side.")
@@ -61,9 +64,7 @@ def train(names: Names = None, workers: Workers = 1, scheduler: Scheduler = None
 @app.command()
 def transfer(
     names: Names = None,
-    out: Annotated[Path, typer.Option(help="Folder for the study; a study begun there is finished.")] = Path(
-        "runs/study"
-    ),
+    out: StudyFolder = Path("runs/study"),
     n: Annotated[int, typer.Option("--images", help="Test images, the same number of every class.")] = 1000,
     image_seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of images.")] = 0,
     eps: Annotated[float, typer.Option(help="Largest change of a pixel, in 1/255.")] = 18,
@@ -158,9 +159,7 @@ def distill(
     teacher: Annotated[
         list[str] | None, typer.Option(help="A model of the zoo, `self` or `none`. Default: the book's.")
     ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option(min=0, help="Seed of the student. Default: the book's.")
-    ] = None,
+    seed: StudentSeeds = None,
     kind: Annotated[Kind, typer.Option(help="What of the teacher is imitated.")] = "soft",
     images: Annotated[int, typer.Option(min=1, help="Training images.")] = distillation.Setting.images,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 20,

@@ -162,18 +162,10 @@ def _ascend(
 
 
 def _check_input(
-    images: Tensor,
-    labels: Tensor,
-    classifier: nn.Module,
-    *,
-    eps: float,
-    steps: int = 1,
-    seed: int = 0,
-    **positive: float,
+    images: Tensor, labels: Tensor, classifier: nn.Module, *, eps: float, steps: int = 1, **positive: float
 ) -> None:
     check_number(most=1, eps=eps)
     check_whole(steps=steps)
-    check_whole(least=0, seed=seed)
     check_number(**positive)
     check_images(images)
     with torch.no_grad():
@@ -233,8 +225,9 @@ def pgd(
     ----------
     Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018, eq. (2).
     """
+    check_whole(least=0, seed=seed)
     with frozen(classifier) as still:
-        _check_input(images, labels, still, eps=eps, steps=steps, step_size=step_size, seed=seed)
+        _check_input(images, labels, still, eps=eps, steps=steps, step_size=step_size)
         generator = torch.Generator(images.device).manual_seed(int(seed))
         noise = torch.empty_like(images).uniform_(-eps, eps, generator=generator)
         start = (images + noise).clamp(0, 1)

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -420,8 +421,8 @@ def attack_settings(attack: Attack) -> dict[str, Any]:
     TypeError
         If it isn't a function, or `functools.partial` of one.
     ValueError
-        If a setting without a default is not given, or a setting can't be recorded: only numbers,
-        strings, booleans and None can, and only where they are parameters.
+        If a setting without a default is not given, or a setting can't be recorded: only finite
+        numbers, strings, booleans and None can, and only where they are parameters.
     """
     function = attack.func if isinstance(attack, partial) else attack
     if not isinstance(function, FunctionType):
@@ -442,7 +443,8 @@ def attack_settings(attack: Attack) -> dict[str, Any]:
         elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             raise ValueError(f"the attack needs {parameter.name}=…: give it with functools.partial")
     for name, value in settings.items():
-        if not isinstance(value, bool | int | float | str | None):
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        if not is_finite or not isinstance(value, bool | int | float | str | None):
             raise ValueError(f"can't record {name}={value!r} of the attack")
     return settings
 

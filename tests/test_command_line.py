@@ -1,4 +1,5 @@
 import re
+import shlex
 import subprocess
 import sys
 
@@ -145,7 +146,20 @@ def test_scores_shown_are_those_of_the_package(pair):
         (["transfer", "resnet5O"], "unknown architecture 'resnet5O': did you mean 'resnet50'"),
         (["transfer", "resnet50", "resnet50"], "duplicate model names: resnet50"),
         (["transfer", "resnet50", "--images", 7], "n must be a positive multiple of the 10 classes, got 7"),
-        (["transfer", "resnet50", "--images", 10, "--eps", 0], "eps must be greater than 0, got 0.0"),
+        (["transfer", "resnet50", "--eps", 0], "eps must be greater than 0, got 0.0"),
+        (["transfer", "resnet50", "--eps", "nan"], "eps must be greater than 0, got nan"),
+        (["transfer", "resnet50", "--eps", "inf"], "eps must be at most 127, got inf"),
+        (["transfer", "resnet50", "--eps", "128"], "eps must be at most 127, got 128.0"),
+        (["transfer", "resnet50", "--step-size", "nan"], "step_size must be greater than 0, got nan"),
+        (["transfer", "resnet50", "--step-size", "inf"], "step_size must be at most"),
+        (["transfer", "resnet50", "--images", 0], "n must be at least 1, got 0"),
+        (
+            ["distill", "--teacher", "none", "--temperature", "nan"],
+            "temperature must be greater than 0, got nan",
+        ),
+        (["distill", "--teacher", "none", "--temperature", "inf"], "temperature must be at most"),
+        (["distill", "--teacher", "none", "--weight", "nan"], "weight must be between 0 and 1, got nan"),
+        (["components", "resnet18", "--csv", "nowhere/table.csv"], "nowhere"),
         (["score", "nowhere"], "no study at nowhere"),
     ],
 )
@@ -156,6 +170,50 @@ def test_mistake_ends_with_code_2_and_one_plain_line(arguments, message, tmp_pat
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert len([line for line in result.stderr.splitlines() if line.startswith("modelsim: ")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["train", "resnet50", "--workers", 0], "--workers"),
+        (["transfer", "resnet50", "--workers", 0], "--workers"),
+        (["transfer", "resnet50", "--steps", 0], "--steps"),
+        (["transfer", "resnet50", "--steps", 2.5], "--steps"),
+        (["transfer", "resnet50", "--seed", -1], "--seed"),
+        (["transfer", "resnet50", "--image-seed", -1], "--image-seed"),
+        (["distill", "--seed", -1], "--seed"),
+        (["distill", "--images", 0], "--images"),
+        (["distill", "--epochs", 0], "--epochs"),
+        (["distill", "--workers", 0], "--workers"),
+    ],
+)
+def test_whole_number_out_of_range_is_refused_by_the_name_of_its_option(arguments, option):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.stderr
+
+
+@pytest.mark.parametrize("given", ["absolute", "relative"])
+@pytest.mark.parametrize("command", [["train", "resnet50"], ["transfer", "resnet50"], ["distill"]])
+def test_nothing_is_written_where_no_data_of_ours_is(command, given, tmp_path, monkeypatch):
+    stranger = tmp_path / "thesis"
+    stranger.mkdir()
+    (stranger / "chapter.tex").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODELSIM_DATA", str(stranger if given == "absolute" else "thesis"))
+    result = call(*command)
+    assert result.exit_code == 2
+    assert f"modelsim: no data of modelsim at {stranger}" in result.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["chapter.tex", "thesis"]
+
+
+def test_next_command_can_be_pasted_where_the_path_has_a_space(monkeypatch):
+    monkeypatch.setattr(ms, "transfer", lambda *args, **options: None)
+    result = call("transfer", "resnet50", "--no-probabilities", "--out", "a b/study")
+    assert result.exit_code == 0, result.output
+    command = result.output.partition("next: ")[2]
+    assert shlex.split(command) == ["python", "-m", "modelsim", "score", "a b/study"]
 
 
 def test_damaged_study_ends_with_code_2_and_says_what_to_delete(pair, tmp_path):

@@ -150,6 +150,19 @@ def test_without_network_and_cache_both_ways_out_are_named(cache, monkeypatch, c
     assert capfd.readouterr() == ("", "")
 
 
+def test_cache_that_cannot_be_written_is_named_with_the_way_out(server, cache, tmp_path):
+    (tmp_path / "cache").write_text("a file, where a folder would have to be made")
+    with pytest.raises(ms.PublishedScoresUnavailable, match=rf"into {cache} \(.*MODELSIM_CACHE"):
+        ms.published_sat()
+
+
+def test_relative_folder_of_the_environment_is_named_by_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODELSIM_CACHE", "released")
+    with pytest.raises(FileNotFoundError, match=f"set to {tmp_path / 'released'}, which is not a folder"):
+        ms.published_sat()
+
+
 def test_file_that_the_server_does_not_have_is_unavailable(server, made_up):
     (made_up / FILES[0]).unlink()
     with pytest.raises(ms.PublishedScoresUnavailable, match="404"):
