@@ -44,7 +44,7 @@ def test_there_is_one_version():
 
 def test_studies_and_students_are_made_by_a_package_that_is_only_on_the_path(not_installed, tmp_path):
     study = tiny.transfer(tmp_path)
-    settings = distillation._settings(distillation._Work(distillation.Setting(), None, tmp_path), [])
+    settings = distillation._settings(distillation.Setting(), None, [])
     of_study = json.loads(study.attrs["versions"])["modelsim"]
     assert of_study == settings["version of modelsim"] == ms.__version__
 

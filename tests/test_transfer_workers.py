@@ -17,12 +17,17 @@ from distributed import LocalCluster
 from torch import nn
 
 import modelsim as ms
-from modelsim.transfer import _finish_afar, _Work
+from modelsim.study import Store
+from modelsim.transfer import Engine, _finish_source, _versions, _Work
 from modelsim.workers import side_by_side
 
 
 def write_identity(folder, index):
     (folder / str(index)).write_text(str(id(folder)))
+
+
+def ignore(index, result):
+    pass
 
 
 def sleep(seconds, index):
@@ -115,6 +120,7 @@ def test_study_begun_by_one_process_is_finished_by_a_cluster(whole, cluster, tmp
     assert tiny.transfer(out, **given).identical(ms.open_study(whole))
 
 
+@pytest.mark.filterwarnings("ignore:model")
 def test_attack_and_models_may_be_defined_where_they_are_used(cluster, tmp_path):
     def inner(classifier, images, labels, *, eps=0.1):
         return (images + eps).clamp(max=1)
@@ -136,10 +142,11 @@ def test_error_of_a_source_is_raised_as_by_one_process_and_others_are_kept(clust
 
 
 def test_folder_that_a_worker_cannot_see_is_named(cluster, tmp_path):
-    elsewhere = _Work(tmp_path / "study.zarr", tiny.zoo(), tiny.image_set(), tiny.attack, 5, "cpu", None)
-    address = cluster.scheduler_address
+    store = Store(tmp_path / "study.zarr", {"versions": _versions()})
+    engine = Engine(tiny.zoo(), tiny.image_set(), tiny.attack, 5, "cpu")
+    elsewhere = _Work(store, engine, None)
     with pytest.raises(FileNotFoundError, match=r"a worker finds no .*study\.zarr: give an `out` on a disk"):
-        side_by_side(_finish_afar, elsewhere, [0], workers=1, scheduler=address, done=print)
+        side_by_side(_finish_source, elsewhere, ["first"], print, scheduler=cluster.scheduler_address)
 
 
 def test_worker_with_another_environment_is_refused(cluster, whole, tmp_path, monkeypatch):
@@ -163,24 +170,23 @@ def test_worker_of_several_threads_is_refused(tmp_path):
 
 
 def test_shared_object_is_unpickled_once_a_worker(cluster, tmp_path):
-    given = dict(workers=1, scheduler=cluster.scheduler_address)
-    side_by_side(write_identity, tmp_path, range(5), done=lambda index: None, **given)
+    side_by_side(write_identity, tmp_path, range(5), ignore, scheduler=cluster.scheduler_address)
     assert len({path.read_text() for path in tmp_path.iterdir()}) == 1
 
 
 def test_interruption_gives_up_what_has_not_begun(cluster, tmp_path):
-    def interrupt(index):
+    def interrupt(index, result):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        side_by_side(sleep, 0.2, range(50), workers=1, scheduler=cluster.scheduler_address, done=interrupt)
+        side_by_side(sleep, 0.2, range(50), interrupt, scheduler=cluster.scheduler_address)
     start = time.monotonic()
-    side_by_side(sleep, 0, [0], workers=1, scheduler=cluster.scheduler_address, done=lambda index: None)
+    side_by_side(sleep, 0, [0], ignore, scheduler=cluster.scheduler_address)
     assert time.monotonic() - start < 5
 
 
 def test_what_cannot_be_sent_is_refused_in_one_line(tmp_path):
-    with pytest.raises(TypeError, match=r"one of them can't be pickled \(.*lock.*\): load the models by"):
+    with pytest.raises(TypeError, match=r"a part of it can't be pickled \(.*lock.*\): load models by"):
         tiny.transfer(tmp_path, zoo={"unsendable": Unsendable()}, workers=2)
 
 
