@@ -98,7 +98,7 @@ TEACHERS = (
 """Six of every base, or all of it: what `choose_teachers` makes of the paper's released scores."""
 
 REPEATED = TEACHERS[:8]
-"""Teachers of three seeds of each student; all students are compared with them, as a control."""
+"""All students are compared with these, as a control."""
 
 _KEY = ["student", "teacher", "seed", "kind"]
 _COLUMNS = [*_KEY, "accuracy", "gain", "sat_before", "sat_after", "seconds"]
@@ -274,21 +274,17 @@ def plan(
     seeds: Sequence[int] | None = None,
     kind: Kind = "soft",
 ) -> list[Run]:
-    """List runs: of all combinations, or, if neither teachers nor seeds are given, those of the book.
+    """List runs, of all combinations; by default those of the book: `TEACHERS`, `"self"` and `"none"`.
 
-    The book's are `TEACHERS` and `"self"` with one seed, and `REPEATED` and `"none"` with three.
+    If neither teachers nor seeds are given, there are three seeds, else one.
 
     Examples
     --------
     >>> plan(students=["resnet10t"], teachers=["none", "convnext_tiny"])
     """
-    if teachers is None and seeds is None:
-        pairs = [(name, 0) for name in (NONE, SELF, *TEACHERS)]
-        pairs += [(name, seed) for seed in (1, 2) for name in (NONE, *REPEATED)]
-    else:
-        pairs = list(product(teachers or (NONE, SELF, *TEACHERS), seeds or [0]))
-    ordered = product(pairs, students or STUDENTS)
-    runs = [Run(s, name, seed, "none" if name == NONE else kind) for (name, seed), s in ordered]
+    seeds = seeds or ([0, 1, 2] if teachers is None else [0])
+    pairs = product(seeds, teachers or (NONE, SELF, *TEACHERS), students or STUDENTS)
+    runs = [Run(student, name, seed, "none" if name == NONE else kind) for seed, name, student in pairs]
     return list(dict.fromkeys(runs))
 
 
