@@ -30,7 +30,7 @@ from modelsim.zoo import assemble, count_flops, fingerprint
 DEIT, RESNET = distillation.STUDENTS
 TEACHERS = ["deit_small_patch16_224", "nf_resnet50"]
 QUICK = ms.Recipe(epochs=1, batch_size=4)
-pytestmark = pytest.mark.filterwarnings("ignore:model 'resnet10t.* its scores say little")
+pytestmark = pytest.mark.filterwarnings("ignore:model '(resnet10t|mine).* its scores say little")
 """Students of a hundred images have learned too little for a score."""
 
 SETTING = Setting(images=100, recipe=ms.Recipe(epochs=6, batch_size=32))
