@@ -1,7 +1,7 @@
 import re
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import pytest
@@ -38,8 +38,9 @@ def locked(**environment):
     return pins
 
 
-def direct_dependencies():
-    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+def direct_dependencies(*extras):
+    """What a user asks for, with some of the extras."""
+    groups = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
     return [Requirement(line) for group in groups for line in group]
 
 
@@ -52,7 +53,7 @@ def test_lock_pins_one_exact_version(requirement):
 @pytest.mark.parametrize("python", [p for p in ("3.11", "3.12", "3.13", "3.14") if supported(p)])
 def test_lock_satisfies_every_direct_dependency_on(platform, python):
     pins = locked(python_version=python, python_full_version=f"{python}.1", sys_platform=platform)
-    for requirement in direct_dependencies():
+    for requirement in direct_dependencies(*PROJECT["optional-dependencies"]):
         pin = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(pin.removeprefix("==")), requirement
 
@@ -66,7 +67,17 @@ def test_every_conda_pin_is_that_of_the_lock():
 
 def test_conda_environment_lists_every_direct_dependency():
     listed = {canonicalize_name(Requirement(line).name) for line in CONDA_PINS}
-    assert {canonicalize_name(r.name) for r in direct_dependencies()} <= listed
+    assert {canonicalize_name(r.name) for r in direct_dependencies("book", "test")} <= listed
+
+
+@pytest.mark.parametrize("name", [requirement.name for requirement in direct_dependencies("book", "test")])
+def test_pip_without_our_overrides_can_install(name):
+    """Only the extra `bench`, which pip alone refuses, may ask for what the others can't bear."""
+    pins = locked(extra="")
+    for requirement in map(Requirement, requires(name) or []):
+        applies = not requirement.marker or requirement.marker.evaluate({"extra": ""})
+        if applies and (pin := pins.get(canonicalize_name(requirement.name))):
+            assert requirement.specifier.contains(pin.removeprefix("==")), requirement
 
 
 def test_python_of_the_conda_environment_is_supported():
