@@ -18,7 +18,7 @@ endif
 help:
 	@echo "make book    build the book (the last line says which file to open)"
 	@echo "make test    lint, type-check and test"
-	@echo "make bench   time the attacks against another implementation"
+	@echo "make bench   time the attacks and the engine beside other libraries (some ten minutes)"
 	@echo "make lock    resolve requirements.lock anew from pyproject.toml (needs uv)"
 	@echo "make clean   remove the built book"
 
