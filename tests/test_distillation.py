@@ -5,6 +5,7 @@ import re
 from contextlib import nullcontext
 from functools import partial
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
