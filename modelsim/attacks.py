@@ -6,7 +6,7 @@ adversarial images on the same canvas. Any callable of this form can be given to
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 
 import torch
@@ -30,7 +30,7 @@ def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
     Raises
     ------
     TypeError
-        If it isn't a module, or one that can't change its mode.
+        If it isn't a module.
     """
     if not isinstance(classifier, nn.Module):
         raise TypeError(
@@ -43,7 +43,10 @@ def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
         modes = {module: module.training for module in classifier.modules()}
         flags = {p: (p.requires_grad, p.grad) for p in classifier.parameters()}
         try:
-            _freeze(classifier)
+            with suppress(NotImplementedError):  # of an exported module, which has one mode only
+                classifier.eval()
+            for parameter in flags:
+                parameter.requires_grad_(False)
             yield classifier
         finally:
             for module, mode in modes.items():
@@ -51,18 +54,6 @@ def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
             for parameter, (flag, gradient) in flags.items():
                 parameter.requires_grad_(flag)
                 parameter.grad = gradient
-
-
-def _freeze(classifier: nn.Module) -> None:
-    try:
-        classifier.eval()
-    except NotImplementedError as error:
-        raise TypeError(
-            f"{type(classifier).__name__} can't be put into evaluation mode ({error}): "
-            "give the module that it was exported from"
-        ) from error
-    for parameter in classifier.parameters():
-        parameter.requires_grad_(False)
 
 
 def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
@@ -83,10 +74,9 @@ def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"a classifier must return logits of shape ({len(images)}, class), got {shape}")
-    for what, where in (("NaN", logits.isnan()), ("infinite", logits.isinf())):
-        if where.any():
-            count = int(where.any(1).sum())
-            raise ValueError(f"the classifier returned {what} logits for {count} of {len(images)} images")
+    if not (finite := logits.isfinite()).all():
+        what, count = "NaN" if logits.isnan().any() else "infinite", int((~finite.all(1)).sum())
+        raise ValueError(f"the classifier returned {what} logits for {count} of {len(images)} images")
     return logits.float()
 
 

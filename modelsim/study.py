@@ -175,7 +175,7 @@ class Store:
         for name in _arrays(group):
             _add(group, name, lengths)
         for name in values:
-            group[name][:] = values[name]
+            group[name][:] = np.array(values[name])
         if known is not None:
             _inherit(group, known)
             self.path.rename(_replaced(self.path))
@@ -185,15 +185,18 @@ class Store:
 
 def _first_values(
     clean: Mapping[str, NDArray[np.int16]], images: ImageSet, test_images: ImageSet | None
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, Any]:
     """Return all that is known before the first attack, by array."""
-    names = {"source": clean, "target": clean, "image": images.ids, "class": images.classes}
-    names |= {"image_sha256": images.hashes()}
-    numbers = {"label": images.labels.numpy(), "clean_prediction": np.stack(list(clean.values()))}
+    values = {
+        "source": list(clean),
+        "target": list(clean),
+        "clean_prediction": np.stack(list(clean.values())),
+    }
+    values |= {"image": images.ids, "image_sha256": images.hashes(), "label": images.labels.numpy()}
+    values |= {"class": images.classes}
     if test_images is not None:
-        names |= {"test_image": test_images.ids}
-        numbers |= {"test_label": test_images.labels.numpy()}
-    return {array: np.array(list(names[array]), dtype=object) for array in names} | numbers
+        values |= {"test_image": test_images.ids, "test_label": test_images.labels.numpy()}
+    return values
 
 
 def _add(group: _Group, name: str, lengths: Mapping[str, int]) -> None:
