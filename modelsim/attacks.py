@@ -71,8 +71,9 @@ def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
             f"{type(error).__name__}: {error}. A classifier takes a canvas in [0, 1], here float32 of shape "
             f"{tuple(images.shape)}: let its forward cast, resize or repeat channels as its layers need"
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    is_tensor = isinstance(logits, Tensor) and logits.is_floating_point()
+    if not is_tensor or logits.ndim != 2 or len(logits) != len(images):
+        shape = tuple(logits.shape) if is_tensor else getattr(logits, "dtype", type(logits).__name__)
         raise ValueError(f"a classifier must return logits of shape ({len(images)}, class), got {shape}")
     if not (finite := logits.isfinite()).all():
         what, count = "NaN" if logits.isnan().any() else "infinite", int((~finite.all(1)).sum())

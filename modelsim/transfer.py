@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from modelsim import __version__, attacks
-from modelsim.attacks import count_without_gradient, frozen, logits, pgd
+from modelsim.attacks import checked_logits, count_without_gradient, frozen, logits, pgd
 from modelsim.images import ImageSet, check_images, check_whole
 from modelsim.study import (
     PROBABILITY_STEPS,
@@ -78,8 +78,11 @@ class Engine:
         with naming(name), frozen(loaded) as network:
             if any(tensor.device != torch.device(self.device) for tensor in _tensors(network)):
                 network = copy.deepcopy(network).to(self.device)
+            few = self.images.images[:8].to(self.device)
+            with torch.no_grad():
+                checked_logits(network, few)
             if self.fold:
-                network = fold_classifier(network, self.images.images[:8].to(self.device))
+                network = fold_classifier(network, few)
         kept = [network, *self._kept.values()]
         if sum(tensor.nbytes for one in kept for tensor in _tensors(one)) < _BUDGET:
             self._kept[name] = network
@@ -90,9 +93,9 @@ class Engine:
 
         `attacked` is called after every batch.
         """
-        adversarial = []
+        adversarial, network = [], self.network(name)
         for start in range(0, len(self.images), self.batch_size):
-            with naming(name), frozen(self.network(name)) as still:
+            with naming(name), frozen(network) as still:
                 adversarial.append(self._attacked(still, start))
             attacked()
         change = to_8_bit(torch.cat(adversarial)) - to_8_bit(self.images.images)
@@ -113,8 +116,9 @@ class Engine:
 
     def logits(self, name: str, canvas: Tensor, *, batch_size: int = 100) -> Tensor:
         """Return the logits (image, class) of a network, which must have the classes of the images."""
+        network = self.network(name)
         with naming(name):
-            found = logits(self.network(name), canvas, batch_size=batch_size, device=self.device)
+            found = logits(network, canvas, batch_size=batch_size, device=self.device)
             if found.shape[1] != (n := len(self.images.classes)):
                 raise ValueError(f"it has {found.shape[1]} classes, the image set and its peers {n}")
         return found
@@ -152,9 +156,9 @@ class Engine:
 
     def images_without_gradient(self, name: str) -> int:
         """Count the clean images that leave an attack no gradient to follow."""
-        x, y = self.images.images, self.images.labels
+        network, x, y = self.network(name), self.images.images, self.images.labels
         with naming(name):
-            return count_without_gradient(self.network(name), x.to(self.device), y.to(self.device))
+            return count_without_gradient(network, x.to(self.device), y.to(self.device))
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

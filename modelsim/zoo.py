@@ -193,9 +193,11 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a network or an attack raises
-        plain = isinstance(error, TypeError | ValueError)
-        message = f"model {name!r}: {error}" if plain else f"model {name!r}: {type(error).__name__}: {error}"
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(message) from error
+        cause = error.__cause__ or error
+        said = str(error) if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: {error}"
+        raise (TypeError if isinstance(cause, TypeError) else ValueError)(
+            f"model {name!r}: {said}"
+        ) from cause
 
 
 def fingerprint(classifier: nn.Module) -> str:
