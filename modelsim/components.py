@@ -7,8 +7,9 @@ trace. The pass runs on PyTorch's meta device, on shapes alone: it takes neither
 import copy
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -32,6 +33,7 @@ _ACTIVATION_CLASSES |= {"SquaredReLU": "Squared ReLU"}
 _NORMALIZATIONS = {"native_layer_norm": "LN", "native_batch_norm": "BN", "native_group_norm": "GN"}
 _NORMALIZATION_CLASSES = {"EvoNorm": "EvoNorm", "Affine": "Affine transform", "RmsNorm": "RMSNorm"}
 _NORMALIZATION_CLASSES |= {"SimpleNorm": "SimpleNorm", "FilterResponseNorm": "FRN"}
+_NORMALIZATION_CLASSES |= {"RMSNorm": "RMSNorm", "FrozenBatchNorm": "BN"}
 _SPATIAL_ATTENTION = {"LambdaLayer": "Lambda", "HaloAttn": "Halo", "BottleneckAttn": "BoT"}
 _SPATIAL_ATTENTION |= {"NonLocalAttn": "NL", "BatNonLocalAttn": "BAT"}
 _CHANNEL_ATTENTION = {"SEModule": "SE", "SqueezeExcite": "SE", "SqueezeExciteCl": "SE", "EcaModule": "ECA"}
@@ -40,8 +42,8 @@ _CHANNEL_ATTENTION |= {"GlobalContext": "GCA", "GatherExcite": "GE", "SimpleCoor
 _CHANNEL_ATTENTION |= {"CbamModule": "CBAM", "LightCbamModule": "CBAM"}
 _ATTENTIVE_CONVOLUTIONS = {"SelectiveKernel": "SK", "SplitAttn": ""}  # the paper names no kind for SplitAttn
 _ATTENTION_POOLS = ("AttentionPool2d", "RotAttentionPool2d", "AttentionPoolLatent", "AttentionPoolPrr")
-_AVERAGES = ("mean", "avg_pool2d", "_adaptive_avg_pool2d")
-_MAXIMA = ("amax", "max_pool2d_with_indices", "adaptive_max_pool2d")
+_POOLS = {"mean": "GAP", "avg_pool2d": "GAP", "_adaptive_avg_pool2d": "GAP"}
+_POOLS |= {"amax": "max", "max_pool2d_with_indices": "max", "adaptive_max_pool2d": "max"}
 
 _Reading = tuple[str, str]  # a component's value, and the evidence for it
 
@@ -63,11 +65,8 @@ class _Call:
     def kind(self) -> str:
         return type(self.module).__name__
 
-    def ancestors(self) -> "Iterator[_Call]":
-        call = self.parent
-        while call is not None:
-            yield call
-            call = call.parent
+    def ancestors(self) -> "list[_Call]":
+        return [] if self.parent is None else [self.parent, *self.parent.ancestors()]
 
     def within(self, kinds: Iterable[str]) -> bool:
         return any(call.kind in kinds for call in (self, *self.ancestors()))
@@ -75,6 +74,12 @@ class _Call:
     def owner(self) -> "_Call":
         """Find the module that holds this one, past mere sequences."""
         return next((call for call in self.ancestors() if not isinstance(call.module, nn.Sequential)), self)
+
+    def branches(self) -> bool:
+        """Tell whether several modules inside take the same tensor; one that hands it on doesn't count."""
+        inner = [(call.given[0], call.returned[0]) for call in self.children if call.given and call.returned]
+        taken = [id(given) for given, returned in inner if _memory(given) != _memory(returned)]
+        return len({*taken}) < len(taken)
 
     def lowers_resolution(self) -> bool:
         before, after = (_places(tensors) for tensors in (self.given, self.returned))
@@ -124,40 +129,41 @@ class _Trace(TorchDispatchMode):
         self.operations: list[_Operation] = []
         self._running: list[_Call] = []
         for path, module in model.named_modules():
-            module.register_forward_pre_hook(self._enter(path), with_kwargs=True)
+            module.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True)
             module.register_forward_hook(self._leave, with_kwargs=True)
         with torch.no_grad(), self:
             self.output = model(image)
         # What is computed from weights alone, such as tables of relative positions, is no part of it.
-        on_image = self.reached([image], 0, len(self.operations))
+        on_image = self.reached([image])
         self.on_image = [o for o in self.operations if o.index in on_image]
         spatial = [o for o in self.on_image if o.name == "convolution" and o.arguments[1].ndim == 4]
         self.convolutions = [o for o in spatial if not _is_blur(o)]
         self.stem_end, self.body_end = self._bounds(_body_units(model))
 
     def _bounds(self, units: set[nn.Module]) -> tuple[int, int]:
-        """Find where the body starts and ends; without units it starts after the first convolution."""
-        start = self.convolutions[0].index + 1 if self.convolutions else 0
-        body = [call for call in self.calls if call.module in units]
-        body = [call for call in body if call.start >= start] or body
+        """Find where the body starts and ends; without units it starts after the image's convolutions."""
+        later = self.reached([result for c in self.convolutions for result in c.results])
+        start = max((c.index + 1 for c in self.convolutions if c.index not in later), default=0)
+        body = [call for call in self.calls if call.module in units and call.start >= start]
         if not body:
             return start, len(self.operations)
+        end = max(call.end for call in body)
+        begins = {*body} | {call for call in self.calls if call.start >= start > 0 and call.branches()}
+        body = [call for call in self.calls if call in begins]
         holder = body[0].parent
         if holder is not None and holder.start < start and isinstance(holder.module, nn.Sequential):
-            # A stem may hold repeated blocks of its own.
-            body = [call for call in body if call.start >= holder.end] or body
-        return max(start, body[0].start), max(call.end for call in body)
+            # A stem may hold repeated blocks of its own, but fewer than the body.
+            after = [call for call in body if call.start >= holder.end]
+            body = after if 2 * len(after) > len(body) else body
+        return body[0].start, end
 
-    def _enter(self, path: str) -> Callable[..., None]:
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            parent = self._running[-1] if self._running else None
-            call = _Call(path, module, parent, len(self.operations), _tensors((args, kwargs)))
-            self.calls.append(call)
-            self._running.append(call)
-            if parent is not None:
-                parent.children.append(call)
-
-        return enter
+    def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        parent = self._running[-1] if self._running else None
+        call = _Call(path, module, parent, len(self.operations), _tensors((args, kwargs)))
+        self.calls.append(call)
+        self._running.append(call)
+        if parent is not None:
+            parent.children.append(call)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         call = self._running.pop()
@@ -175,7 +181,7 @@ class _Trace(TorchDispatchMode):
     def executed(self, kinds: Iterable[str]) -> list[_Call]:
         return [call for call in self.calls if call.kind in kinds]
 
-    def reached(self, tensors: list[Tensor], start: int, end: int) -> set[int]:
+    def reached(self, tensors: list[Tensor], start: int = 0, end: int | None = None) -> set[int]:
         """Follow tensors: the indices of the operations that use them or what became of them."""
         found, known = set(), set(map(_memory, tensors))
         for operation in self.operations[start:end]:
@@ -183,6 +189,11 @@ class _Trace(TorchDispatchMode):
                 found.add(operation.index)
                 known |= set(map(_memory, operation.results))
         return found
+
+    def scales(self, operation: _Operation) -> bool:
+        """Tell whether what is made of a map changes that map, as in normalisation and attention."""
+        shape, after = operation.arguments[0].shape, self.reached(operation.results, operation.index + 1)
+        return any(result.shape == shape for i in after for result in self.operations[i].results)
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -333,7 +344,7 @@ def _activation(trace: _Trace) -> _Reading:
 
 
 def _final_pooling(trace: _Trace) -> _Reading:
-    found = [(v, o) for o in trace.operations[trace.stem_end :] if (v := _pooling(o)) is not None]
+    found = [(v, o) for o in trace.operations[trace.stem_end :] if (v := _pooling(trace, o)) is not None]
     if trace.body_end < len(trace.operations):
         # A class token may leave the map in the last block already.
         found = [(v, o) for v, o in found if o.index >= trace.body_end] or found[-1:]
@@ -341,7 +352,7 @@ def _final_pooling(trace: _Trace) -> _Reading:
     return _joined(readings, ("~", "nothing after the body pools the whole map"))
 
 
-def _pooling(operation: _Operation) -> str | None:
+def _pooling(trace: _Trace, operation: _Operation) -> str | None:
     """Name how an operation makes one vector of a whole feature map, or return None if it doesn't."""
     name, (source, *options), results = operation.name, operation.arguments or (None,), operation.results
     if operation.call.within(_ATTENTION_POOLS):
@@ -350,14 +361,13 @@ def _pooling(operation: _Operation) -> str | None:
         return None
     if source.ndim not in (3, 4) or (_places([source]) or 1) == 1 or source.shape[0] > 1:
         return None
-    first_token = (name == "select" and options == [1, 0]) or (
-        name == "slice" and options[:2] == [1, 0] and results[0].shape[1] <= 2
-    )
-    if source.ndim == 3 and first_token:
+    selected = name == "select" and options == [1, 0]
+    sliced = name == "slice" and options[:2] == [1, 0] and results[0].shape[1] <= 2
+    if source.ndim == 3 and (selected or sliced):
         return "CLS token"
-    if results[0].numel() not in (source.shape[1], source.shape[-1]):
+    if name not in _POOLS or results[0].numel() not in (source.shape[1], source.shape[-1]):
         return None
-    return "GAP" if name in _AVERAGES else "max" if name in _MAXIMA else None
+    return None if trace.scales(operation) else _POOLS[name]
 
 
 def _attention(trace: _Trace, kinds: Mapping[str, str]) -> _Reading:
@@ -397,9 +407,9 @@ def _configured(model: nn.Module, key: str, default: Any) -> Any:
 
 def _image(model: nn.Module, input_size: int | None) -> Tensor:
     """Make an image of the size, the channels and the precision that the model takes."""
-    size = (input_size, input_size) if input_size is not None else _configured(model, "input_size", ())[-2:]
-    if input_size is None:
-        size = getattr(getattr(model, "patch_embed", None), "img_size", None) or size
+    built = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    told = built or _configured(model, "input_size", ())[-2:]
+    size = told if input_size is None else (input_size, input_size)
     if len(size) != 2 or size[0] != size[1]:
         known = "x".join(map(str, size)) or "none"
         raise ValueError(
@@ -407,27 +417,25 @@ def _image(model: nn.Module, input_size: int | None) -> Tensor:
             f"the input size {known}: give input_size, in pixels"
         )
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = 3 if convolution is None else convolution.in_channels
-    folds = [
-        int(getattr(module, "bs", 1)) for module in model.modules() if type(module).__name__ == "SpaceToDepth"
-    ]
+    channels = getattr(model, "in_chans", 3 if convolution is None else convolution.in_channels)
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    channels = channels // max(folds, default=1) ** 2
-    # A network that starts with a fixed transform has a first convolution of many channels.
-    channels = channels if channels <= 4 else _configured(model, "input_size", (3,))[0]
     return torch.zeros(1, channels, *size, dtype=dtype, device="meta")
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
-    """Copy a model, but for the values of its weights."""
-    weights = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, weights | {id(b): b.to("meta") for b in model.buffers()}).eval()
+    """Copy a model, but for the values of its tensors, also of those that are neither weights nor buffers."""
+    copies: dict[int, Any] = {}
+    for tensor in _tensors([vars(module) for module in model.modules()]):
+        meta = tensor.detach().to("meta")
+        copies[id(tensor)] = nn.Parameter(meta, False) if isinstance(tensor, nn.Parameter) else meta
+    return copy.deepcopy(model, copies).eval()
 
 
 def _trace(model: nn.Module, input_size: int | None) -> _Trace:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"components are read off an nn.Module, got {type(model).__name__}")
-    kind, image = type(model).__name__, _image(model, input_size)
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule | torch.fx.GraphModule):
+        raise TypeError(f"components are read off an nn.Module as it was written, not exported, got {kind}")
+    image = _image(model, input_size)
     try:
         trace = _Trace(_on_meta(model), image)
     except Exception as error:
@@ -464,7 +472,8 @@ def components(model: nn.Module, *, input_size: int | None = None, name: str | N
     """Read the 13 components of an architecture off a model.
 
     What is read is what runs in one forward pass and depends on the image. The stem is what runs before
-    the body, which starts with the first of the repeated blocks or the stage that holds it.
+    the body, which starts with the first of the repeated blocks, the stage that holds it, or a module of
+    several branches.
 
     - *Base architecture*: with attention in the body a Transformer, or a Hybrid if convolutions larger
       than their stride stand there too, outside downsamplings; a CNN with convolutions alone, and an
@@ -502,7 +511,7 @@ def components(model: nn.Module, *, input_size: int | None = None, name: str | N
     Raises
     ------
     TypeError
-        If `model` is no module.
+        If `model` is no module, or one that was scripted, traced or exported.
     ValueError
         If it tells no square size of its input and none is given, doesn't run on such an image, or
         returns no logits.

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import modelsim as ms
 from modelsim.components import components, disagreements, evidence, normalised, read_components
@@ -55,6 +56,12 @@ UNSEEN = {
     "swin_s3_small_224": {BASE: "NAS (TFM)", STEM: "4s4"},
     "mixer_s32_224": {BASE: "MLP-Mixer", HIERARCHY: "No", STEM: "32s32", POOL: "GAP", NORM: "LN"},
     "gmixer_12_224": {BASE: "MLP-Mixer", ACT: "SiLU", DEPTHWISE: "No"},
+    "vit_base_patch16_xp_224": {BASE: "Transformer", NORM: "RMSNorm", POOL: "CLS token"},
+    "mobileone_s1": {BASE: "CNN", STEM: "3s2", POOL: "GAP"},
+    "inception_resnet_v2": {STEM: "3s2/3/3/1/3", STEM_POOL: "Yes"},
+    "inception_v4": {STEM: "3s2/3/3", STEM_POOL: "No"},
+    "nasnetalarge": {BASE: "NAS (CNN)", STEM: "3s2"},
+    "crossvit_9_dagger_240": {STEM: "7s4/3s3/3/7s4/3s2/3s2", HIERARCHY: "No", POOL: "CLS token"},
 }  # fmt: skip
 
 
@@ -70,6 +77,35 @@ class Block(nn.Module):
         for part in self.parts:
             y = part(y)
         return x + y
+
+
+class Branches(nn.Module):
+    """Add what several layers make of the same input."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        return sum(layer(x) for layer in self.layers)
+
+
+class Scale(nn.Module):
+    """Divide every channel by its mean, as normalisation and attention written by hand do."""
+
+    def forward(self, x):
+        return x / x.mean((2, 3), keepdim=True)
+
+
+class Plain(nn.Module):
+    """Holds tensors that are neither weights nor buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables = [torch.ones(1, 8, 1, 1)]
+
+    def forward(self, x):
+        return x * self.tables[0]
 
 
 def network(*body, stem=None, head=None):
@@ -153,6 +189,11 @@ def test_groups_of_convolutions(layer, depthwise, grouped):
     assert [read(model, DEPTHWISE), read(model, GROUPED)] == [depthwise, grouped]
 
 
+def test_frozen_normalization_is_normalization():
+    layer = timm.layers.FrozenBatchNormAct2d(8)
+    assert read(network(*blocks(layer)), NORM) == "BN"
+
+
 def test_only_what_runs_counts():
     model = network(*blocks())
     model[1][0].unused = nn.Sequential(nn.GroupNorm(2, 8), nn.GELU(), timm.layers.SEModule(8))
@@ -192,19 +233,74 @@ def test_stem_holds_what_comes_before_the_blocks():
     assert found[[STEM, STEM_POOL, HIERARCHY]].tolist() == ["5s2/3", "Yes", "No"]
 
 
+def test_stem_of_parallel_convolutions_is_read_whole():
+    stem = Branches(nn.Conv2d(1, 8, 1, 2), nn.Conv2d(1, 8, 5, 2, 2))
+    body = [Block(nn.Conv2d(8, 8, 3, padding=1)) for _ in range(2)]
+    assert read(network(*body, stem=stem), STEM) == "5s2"
+
+
+def test_stem_of_two_sequences_is_read_whole():
+    sizes = ((3, 1), (5, 2))
+    sequences = [nn.Sequential(nn.Conv2d(1, 8, n, 2, p), nn.Conv2d(8, 8, 3, 1, 1)) for n, p in sizes]
+    found = components(network(*blocks(nn.GELU()), stem=Branches(*sequences)), input_size=32)
+    assert found[[STEM, HIERARCHY]].tolist() == ["5s2/3/3", "No"]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(8, 8, 3, 1, 1), nn.MaxPool2d(3, 1, 1)])
+def test_stem_ends_where_a_module_of_branches_begins(layer):
+    sequence = nn.Sequential(nn.Conv2d(8, 8, 1), nn.GELU(), nn.Conv2d(8, 8, 3, 1, 1))
+    stem, _, head, classes = network()
+    assert read(nn.Sequential(stem, Branches(layer, sequence), *blocks(), head, classes), STEM) == "3s2"
+
+
+def test_sequence_that_holds_the_whole_body_is_no_stem():
+    stem, body, head, classes = network(*blocks(nn.Conv2d(8, 8, 3, 1, 1)))
+    found = components(nn.Sequential(nn.Sequential(stem, *body), nn.Sequential(head, classes)), input_size=32)
+    assert found[[STEM, BASE]].tolist() == ["3s2", "CNN"]
+
+
+def test_layer_that_works_in_place_makes_no_branch():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.convolution = nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, 1, 1)
+
+        def forward(self, x):
+            self.act(x)
+            return self.convolution(x)
+
+    stem, _, head, classes = network()
+    assert read(nn.Sequential(stem, InPlace(), *blocks(), head, classes), STEM) == "3s2/3"
+
+
 def test_resolution_may_shrink_inside_a_block_only():
     inside = nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2))
     assert read(network(*blocks(inside)), HIERARCHY) == "No"
     assert read(network(*blocks(), nn.AvgPool2d(2), *blocks()), HIERARCHY) == "Yes"
 
 
-@pytest.mark.parametrize("settings", [{"class_token": True}, {"class_token": False, "global_pool": "avg"}])
-def test_vision_transformer_ends_with_its_token_or_average(settings):
+@pytest.mark.parametrize(
+    ("norm", "kind"), [(nn.LayerNorm, "LN"), (timm.layers.RmsNorm, "RMSNorm"), (nn.RMSNorm, "RMSNorm")]
+)
+@pytest.mark.parametrize(("pool", "value"), [("token", "CLS token"), ("avg", "GAP"), ("map", "Attention")])
+def test_vision_transformer_ends_with_its_token_average_or_attention(pool, value, norm, kind):
     model = timm.models.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=12, depth=2, num_heads=3, **settings
+        img_size=32,
+        patch_size=8,
+        embed_dim=12,
+        depth=2,
+        num_heads=3,
+        class_token=pool == "token",
+        global_pool=pool,
+        norm_layer=norm,
     )
-    assert components(model)[[BASE, SIZE]].tolist() == ["Transformer", "32 x 32"]
-    assert components(model)[POOL] == ("CLS token" if settings["class_token"] else "GAP")
+    assert components(model)[[BASE, SIZE, NORM]].tolist() == ["Transformer", "32 x 32", kind]
+    assert components(model)[POOL] == value
+
+
+def test_average_that_scales_its_own_map_is_no_pooling():
+    head = nn.Sequential(Scale(), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    assert read(network(*blocks(), head=head), POOL) == "max"
 
 
 def test_name_decides_only_on_the_search():
@@ -239,6 +335,40 @@ def test_weights_and_precision_do_not_matter():
     assert components(model).equals(on_meta("resnet18"))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "tresnet_m", "gemma4_vit_167m"])
+def test_images_of_any_number_of_channels(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, in_chans=12)
+    assert components(model).equals(on_meta(name))
+
+
+def test_channels_of_other_networks_are_those_of_their_first_convolution():
+    assert read(network(*blocks(), stem=nn.Conv2d(12, 8, 3, 2, 1)), STEM) == "3s2"
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        functools.partial(prune.l1_unstructured, name="weight", amount=0.5),
+    ],
+)
+def test_computed_weights_are_read_as_others(change):
+    model = network(*blocks(nn.ReLU()))
+    expected = components(model, input_size=32)
+    change(model[0])
+    logits = model.eval()(torch.ones(1, 1, 32, 32))
+    assert components(model, input_size=32).equals(expected)
+    assert torch.equal(model(torch.ones(1, 1, 32, 32)), logits)
+
+
+def test_tensors_beside_weights_and_buffers_are_no_obstacle():
+    assert read(network(*blocks(Plain())), BASE) == "CNN"
+
+
 def test_evidence_names_the_modules():
     proof = evidence(timm.create_model("seresnet18"))
     assert proof[STEM] == "conv1: 7x7, stride 2, 3 to 64 channels, 1 groups"
@@ -247,9 +377,10 @@ def test_evidence_names_the_modules():
     assert proof[HIERARCHY] == "layer2: 3136 to 784 places"
 
 
-def test_no_module_is_refused():
-    with pytest.raises(TypeError, match="got str"):
-        components("resnet50")
+@pytest.mark.parametrize("model", ["resnet50", torch.fx.symbolic_trace(network())])
+def test_what_shows_no_modules_is_refused(model):
+    with pytest.raises(TypeError, match=f"not exported, got {type(model).__name__}"):
+        components(model, input_size=32)
 
 
 @pytest.mark.parametrize(
