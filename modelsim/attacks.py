@@ -102,8 +102,9 @@ def logits(
     """
     # Not inference_mode: what some networks keep from here, ConViT for one, autograd would refuse later.
     with frozen(classifier) as still, torch.no_grad():
-        batches = canvas.split(batch_size)
-        return torch.cat([checked_logits(still, batch.to(device or batch.device)).cpu() for batch in batches])
+        parts = (batch.to(device or batch.device) for batch in canvas.split(batch_size))
+        # Copied, because a network may hand out one tensor again and again.
+        return torch.cat([checked_logits(still, part).to("cpu", copy=True) for part in parts])
 
 
 def _input_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

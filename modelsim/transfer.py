@@ -84,7 +84,7 @@ class Engine:
             if self.fold:
                 network = fold_classifier(network, few)
         kept = [network, *self._kept.values()]
-        if sum(tensor.nbytes for one in kept for tensor in _tensors(one)) < _BUDGET:
+        if sum(tensor.numel() * tensor.element_size() for one in kept for tensor in _tensors(one)) < _BUDGET:
             self._kept[name] = network
         return network
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from modelsim.catalogue import CATALOGUE, Architecture
@@ -214,7 +214,9 @@ def fingerprint(classifier: nn.Module) -> str:
 def _to_bytes(value: object) -> bytes:
     """Return what tells a value of a state dictionary from another: of a tensor, its numbers."""
     if not isinstance(value, Tensor):
-        return pickle.dumps(value)
+        leaves, layout = tree_flatten(value)
+        inside = b"".join(_to_bytes(leaf) for leaf in leaves if leaf is not value)
+        return inside + (str(layout).encode() if inside else pickle.dumps(value))
     plain = value.detach().cpu()
     plain = plain.dequantize() if plain.is_quantized else plain.to_dense()
     return plain.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
