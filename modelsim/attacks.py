@@ -114,12 +114,13 @@ def _input_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> Te
     for part, of_part in zip(images.split(_AT_A_TIME), labels.split(_AT_A_TIME), strict=True):
         leaf = part.detach().clone().requires_grad_(True)
         loss = cross_entropy(checked_logits(classifier, leaf), of_part.clone(), reduction="sum")
-        if not loss.requires_grad:
+        gradient = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
+        if gradient is None:
             raise ValueError(
                 "its logits don't follow from its images by operations that can be differentiated: "
                 "look for no_grad, detach, item or argmax in its forward"
             )
-        gradients += torch.autograd.grad(loss, leaf)
+        gradients.append(gradient)
     return torch.cat(gradients)
 
 

@@ -24,7 +24,7 @@ from modelsim.study import (
     setting_differences,
 )
 from modelsim.transfer import Attack, Engine, concerns, default_device, describe_attack
-from modelsim.zoo import check_names, fingerprint, load_zoo, unknown_name_message
+from modelsim.zoo import check_names, load_zoo, unknown_name_message
 
 _ASKED = 200
 """Clean images on which a model of the zoo must tell what the one in the study tells."""
@@ -104,8 +104,9 @@ def compare(
         _check_peer(peer, engine, study)
     row, column = _measured(name, names, engine, study, progress=progress)
     extended = _extended(study, name, row, column, clean)
-    extended.images_without_gradient.loc[{"source": name}] = engine.images_without_gradient(name)
-    hashes = np.array([*study.model_sha256.values, fingerprint(classifier)])
+    if "images_without_gradient" in study:
+        extended.images_without_gradient.loc[{"source": name}] = engine.images_without_gradient(name)
+    hashes = np.array([*study.model_sha256.values, engine.fingerprints[name]])
     extended = extended.assign_coords(model_sha256=("target", hashes))
     for concern in concerns(extended, [name]):
         warnings.warn(concern, stacklevel=2)
@@ -191,7 +192,7 @@ def _check_peer(name: str, engine: Engine, study: xr.Dataset) -> None:
     """Raise unless the zoo's model of that name is the study's, by its weights and by what it tells."""
     if name not in [*engine.zoo]:
         raise ValueError(unknown_name_message("model", name, engine.zoo))
-    if fingerprint(engine.zoo[name]) != study.model_sha256.sel(target=name):
+    told = engine.predictions(name, engine.images.images[:_ASKED])
+    if engine.fingerprints[name] != study.model_sha256.sel(target=name):
         raise ValueError(f"{name!r} of the zoo is not the one in the study: its weights differ")
-    stored = study.clean_prediction.sel(target=name).values[:_ASKED]
-    check_same_predictions(name, stored, engine.predictions(name, engine.images.images[:_ASKED]))
+    check_same_predictions(name, study.clean_prediction.sel(target=name).values[:_ASKED], told)

@@ -465,8 +465,8 @@ def training_table(folder: Path | None = None) -> pd.DataFrame:
     -------
     DataFrame
         Index `model`; columns `architecture`, `seed`, `test_accuracy` (0 … 1, of the stored
-        half-precision weights on all 10,000 test images), `seconds` (wall time of the training on
-        one thread unless said otherwise), `parameters`, `flops` (of one image), `recipe` (JSON),
+        half-precision weights on all 10,000 test images), `seconds` (wall time of the training in
+        one thread), `parameters`, `flops` (of one image), `recipe` (JSON),
         `torch`, `timm` (versions).
     """
     folder = folder or data_directory() / "fashion69" / "weights"

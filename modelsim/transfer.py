@@ -64,6 +64,8 @@ class Engine:
     batch_size: int
     device: str
     fold: bool = True
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Of the networks that have been loaded."""
     _kept: dict[str, nn.Module] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,6 +78,8 @@ class Engine:
             return self._kept[name]
         loaded = self.zoo[name]
         with naming(name), frozen(loaded) as network:
+            if self.fingerprints.setdefault(name, found := fingerprint(network)) != found:
+                raise ValueError("the zoo gives another network each time that it is asked for it")
             if any(tensor.device != torch.device(self.device) for tensor in _tensors(network)):
                 network = copy.deepcopy(network).to(self.device)
             few = self.images.images[:8].to(self.device)
@@ -109,10 +113,11 @@ class Engine:
         advanced = {key: value + start for key, value in settings.items() if value is not None}
         x, y = part.images.to(self.device), part.labels.to(self.device)
         batch = self.attack(network, x.clone(), y, **advanced)
+        batch = batch.detach() if isinstance(batch, Tensor) else batch
         check_images(batch)
         if batch.shape != x.shape:
             raise ValueError(f"the attack turned {tuple(x.shape)} into {tuple(batch.shape)}")
-        return batch.detach().cpu()
+        return batch.cpu()
 
     def logits(self, name: str, canvas: Tensor, *, batch_size: int = 100) -> Tensor:
         """Return the logits (image, class) of a network, which must have the classes of the images."""
@@ -279,10 +284,12 @@ def transfer(
     """
     check_workers(workers, scheduler)
     _check_input(zoo, images, test_images, batch_size)
-    engine = Engine(zoo, images, attack, batch_size, device or default_device())
     out, path = Path(out), Path(out).absolute() / STORE
-    settings = _settings(engine, test_images, stored_settings(path), fold=fold, perturbations=perturbations)
-    engine, store = replace(engine, fold=settings["fold"]), Store(path, settings)
+    stored = stored_settings(path)
+    fold = stored.get("fold", True) if fold is None else fold
+    perturbations = stored.get("perturbations", True) if perturbations is None else perturbations
+    engine = Engine(zoo, images, attack, batch_size, device or default_device(), fold)
+    store = Store(path, _settings(engine, test_images) | {"perturbations": perturbations})
     # A folder that isn't there is made only after all models have answered.
     with sole_writer(out) if out.exists() else nullcontext():
         store.check_settings()
@@ -385,7 +392,7 @@ def concerns(study: xr.Dataset, names: Sequence[str]) -> Iterator[str]:
 
 def _gradient_concerns(own: xr.Dataset) -> Iterator[str]:
     """Say what is wrong with the attack of one model on itself."""
-    blind, n = int(own.images_without_gradient), own.sizes["image"]
+    blind, n = int(own.get("images_without_gradient", 0)), own.sizes["image"]
     if blind > 0.05 * n:
         yield f"on {blind} of {n} clean images its gradient is zero or not finite: no attack can follow it"
     right = (own.clean_prediction == own.label).values
@@ -478,26 +485,19 @@ def _versions() -> dict[str, str]:
     return {"modelsim": __version__} | {package: version(package) for package in packages}
 
 
-def _settings(
-    engine: Engine,
-    test_images: ImageSet | None,
-    stored: Mapping[str, Any],
-    **chosen: bool | None,
-) -> dict[str, Any]:
+def _settings(engine: Engine, test_images: ImageSet | None) -> dict[str, Any]:
     """Everything that a study's numbers depend on, as it goes into the attributes."""
+    for name in engine.zoo:
+        engine.network(name)
     settings = describe_attack(engine.attack) | {
         "batch_size": engine.batch_size,
         "canvas_rule": CANVAS_RULE,
         "device": engine.device,
+        "fold": engine.fold,
         "versions": _versions(),
-        "models": {},
-        **{key: stored.get(key, True) if chosen[key] is None else chosen[key] for key in chosen},
+        "models": dict(engine.fingerprints),
     }
     for key, image_set in (("images", engine.images), ("test_images", test_images)):
         if image_set is not None:
             settings |= {key: image_set.name, f"{key}_sha256": image_set.fingerprint()}
-    for name in engine.zoo:
-        network = engine.zoo[name]
-        with naming(name), frozen(network):
-            settings["models"][name] = fingerprint(network)
     return settings

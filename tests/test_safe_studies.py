@@ -29,7 +29,8 @@ from modelsim.workers import sole_writer
 from modelsim.zoo import fingerprint
 
 REFUSALS = (ValueError, TypeError)
-PHASES = ["evaluate 0", "attack 1", "attack 2", "evaluate 2"]
+BEFORE, *WITH_STORE = PHASES = ["evaluate 0", "attack 1", "attack 2", "evaluate 2"]
+"""Where the first run waits: before there is a store, in the middle, at the end."""
 
 needs_sigkill = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 
@@ -69,7 +70,7 @@ SECONDS = {
 
 
 @needs_sigkill
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", WITH_STORE)
 def test_second_run_is_told_who_holds_the_folder_and_disturbs_nothing(phase, pauses, alone, tmp_path):
     out = tmp_path / "out"
     with Pause(pauses, phase) as pause:
@@ -144,13 +145,15 @@ def test_of_runs_started_at_once_one_works_and_the_others_are_told(pauses, alone
     said = [answer.read_text() for answer in answers]
     assert "done" in said
     for text in said:
-        assert text == "done" or any(re.search(rf"\b{run.pid}\b", text) for run in runs), text
+        # Between taking the folder and saying so, a holder has no name yet.
+        names = [rf"\b{run.pid}\b" for run in runs] + ["another process"]
+        assert text == "done" or any(re.search(name, text) for name in names), text
     processes.transfer(out, "mab", pauses=pauses)
     assert files(out) == alone("mab")
 
 
 @needs_sigkill
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", WITH_STORE)
 @pytest.mark.parametrize("names", ["mab", "ba", "a"])
 def test_run_of_other_models_that_starts_in_the_middle_does_no_harm(names, phase, pauses, alone, tmp_path):
     """`{a, b}` is running while `{m, a, b}` starts, does what it can, and ends before the other goes on."""
@@ -165,7 +168,27 @@ def test_run_of_other_models_that_starts_in_the_middle_does_no_harm(names, phase
     assert files(out) == alone("ab")
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@needs_sigkill
+@pytest.mark.parametrize("names", ["ab", "mab", "ba", "a"])
+def test_run_that_starts_before_the_other_has_a_store(names, pauses, alone, tmp_path):
+    """One of them is right; the other is told, goes on with what it finds, or is refused as another study."""
+    out, answer = tmp_path / "out", tmp_path / "answer"
+    with Pause(pauses, BEFORE) as pause:
+        first = processes.start(processes.transfer, out, pauses=pauses)
+        pause.until_reached(first)
+        second = processes.start(processes.transfer_or_be_refused, out, names, answer, pauses=pauses)
+        assert processes.end(second) == 0
+        is_done = answer.read_text() == "done"
+        assert is_done or re.search(rf"\b{first.pid}\b", answer.read_text())
+    if is_done and names == "mab":  # the study of the second is of more models than the first wants
+        assert processes.end(first) == 1
+        assert files(out) == alone("mab")
+    else:
+        assert processes.end(first) == 0
+        assert files(out) == alone("ab")
+
+
+@pytest.mark.parametrize("phase", WITH_STORE)
 def test_two_runs_in_one_process(phase, pauses, alone, tmp_path):
     with Pause(pauses, phase) as pause:
         first = threading.Thread(target=processes.transfer, args=(tmp_path,), kwargs=dict(pauses=pauses))
@@ -196,7 +219,7 @@ def test_worker_left_over_from_a_killed_run_writes_nothing_into_the_store_of_ano
     address = cluster.scheduler_address
     cluster.wait_for_workers(1)
     with Client(address, set_as_default=False) as client:
-        client.restart()  # it has counted the attacks of another test
+        client.run(processes.begin)  # it has counted the attacks of another test
     with killed(tmp_path, "attack 1", pauses=pauses, scheduler=address):
         processes.transfer(tmp_path, names, pauses=pauses)
         assert files(tmp_path) == alone(names)
@@ -357,32 +380,41 @@ def test_address_or_wrapper_makes_no_other_network(same, tmp_path):
 
 
 class Tipped(nn.Module):
-    """Predicts another class on the first images, which their first pixel tells."""
+    """Predicts another class on some of 400 images, which their first pixel numbers."""
 
-    def __init__(self, first):
+    def __init__(self, *places):
         super().__init__()
-        self.inside, self.first = tiny.linear(1), first
+        self.inside, self.places = tiny.linear(1), torch.tensor(places)
 
     def forward(self, x):
         logits = self.inside(x)
-        return torch.where(x[:, 0, 0, :1] < self.first / 400, logits.roll(1, 1), logits)
+        is_tipped = torch.isin((x[:, 0, 0, :1] * 400).long(), self.places)
+        return torch.where(is_tipped, logits.roll(1, 1), logits)
 
 
-@pytest.mark.parametrize(("tipped", "is_same"), [(1, True), (2, True), (3, False), (40, False)])
-def test_clean_predictions_decide_at_half_a_per_cent_of_the_images(tipped, is_same, tmp_path):
-    images = tiny.image_set(400)
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """A study of a network that `Tipped` differs from, on 400 images."""
+    images, folder = tiny.image_set(400), tmp_path_factory.mktemp("numbered")
     images.images[:, 0, 0, 0] = (torch.arange(400) + 0.5) / 400
     given = dict(images=images, attack=ms.fgsm)
-    made = tiny.transfer(tmp_path, zoo=pair(Tipped(0)), batch_size=200, **given)
-    again = partial(tiny.transfer, tmp_path, zoo=pair(Tipped(tipped)), batch_size=200, **given)
-    compared = partial(ms.compare, tiny.mlp(3), made, zoo=pair(Tipped(tipped)), progress=False, **given)
-    if is_same:
-        assert again().identical(made)
-        compared()
-    else:
-        for use in (again, compared):
-            with pytest.raises(REFUSALS, match=r"'a'.*\d"):
-                use()
+    return folder, tiny.transfer(folder, zoo=pair(Tipped()), batch_size=200, **given), given
+
+
+@pytest.mark.parametrize("places", [[7], [7, 8], [7, 399], [250, 251]])
+def test_network_that_tells_half_a_per_cent_of_the_images_otherwise_is_the_same(places, numbered):
+    folder, made, given = numbered
+    assert tiny.transfer(folder, zoo=pair(Tipped(*places)), batch_size=200, **given).identical(made)
+    ms.compare(tiny.mlp(3), made, zoo=pair(Tipped(*places)), progress=False, **given)
+
+
+@pytest.mark.parametrize("places", [[0, 1, 2], [1, 200, 399], [397, 398, 399], range(300, 340)])
+def test_network_that_tells_more_of_the_images_otherwise_is_another(places, numbered):
+    folder, made, given = numbered
+    with pytest.raises(REFUSALS, match=r"'a'.*\d"):
+        tiny.transfer(folder, zoo=pair(Tipped(*places)), batch_size=200, **given)
+    with pytest.raises(REFUSALS, match=r"'a'.*\d"):
+        ms.compare(tiny.mlp(3), made, zoo=pair(Tipped(*places)), progress=False, **given)
 
 
 def test_fingerprint_sees_every_weight_and_buffer_and_their_order():
@@ -413,14 +445,32 @@ def test_fingerprint_sees_buffers_that_are_not_saved():
 # Keeping a result
 
 
+STRONG = partial(ms.pgd, eps=0.15, steps=3, step_size=0.1)
+
+
+def knowing():
+    """Networks that are right on every image, even on one alone."""
+    return {"first": tiny.linear(1), "second": tiny.mlp(2), "third": tiny.convolutional(8)}
+
+
+def mine():
+    """Is right on every image, and fooled on every one."""
+    return tiny.convolutional(7)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return tiny.transfer(tmp_path_factory.mktemp("made"), test_images=tiny.image_set(30, seed=1))
+    test_images = tiny.image_set(30, seed=1)
+    return tiny.transfer(
+        tmp_path_factory.mktemp("made"), zoo=knowing(), attack=STRONG, test_images=test_images
+    )
 
 
 def compare(study, **changed):
-    given = dict(name="mine", images=tiny.image_set(), zoo=tiny.zoo(), attack=tiny.attack, progress=False)
-    return ms.compare(tiny.mlp(7), study, **(given | changed))
+    given = dict(
+        name="mine", images=tiny.image_set(), zoo=knowing(), attack=STRONG, device="cpu", progress=False
+    )
+    return ms.compare(mine(), study, **(given | changed))
 
 
 @pytest.mark.parametrize("write", ["to_netcdf", "to_zarr"])
@@ -483,35 +533,40 @@ PARTS = {
 }
 
 
+def predicted(network, canvas):
+    with torch.no_grad():
+        return network.eval()(canvas).argmax(1).tolist()
+
+
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 def test_part_of_a_study_by_images_is_compared_as_that_part(part, made):
-    few = made.isel(image=part)
-    places = np.arange(12)[part]
+    few, places = made.isel(image=part), np.arange(12)[part]
     images = tiny.image_set()[places]
     found = compare(few, images=images)
     assert found.image.values.tolist() == list(images.ids)
-    mine = tiny.mlp(7).eval()
-    with torch.no_grad():
-        clean = mine(images.images).argmax(1)
-        assert found.clean_prediction.sel(target="mine").values.tolist() == clean.tolist()
-        for source in tiny.zoo():
-            seen = ms.adversarial_images(few, source, images)
-            assert torch.equal(seen, ms.adversarial_images(made, source, tiny.image_set())[places])
-            shown = found.adversarial_prediction.sel(source=source, target="mine")
-            assert shown.values.tolist() == mine(seen).argmax(1).tolist()
+    assert found.clean_prediction.sel(target="mine").values.tolist() == predicted(mine(), images.images)
+    for source in knowing():
+        seen = ms.adversarial_images(few, source, images)
+        assert torch.equal(seen, ms.adversarial_images(made, source, tiny.image_set())[places])
+        shown = found.adversarial_prediction.sel(source=source, target="mine")
+        assert shown.values.tolist() == predicted(mine(), seen)
     for name in ("clean_prediction", "adversarial_prediction"):
-        old = {dim: list(tiny.zoo()) for dim in found[name].dims if dim != "image"}
+        old = {dim: list(knowing()) for dim in found[name].dims if dim != "image"}
         assert np.array_equal(found[name].sel(old), few[name])
-    # As a study of these images alone: the batches, and so the random starts, are those of the part.
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_network_is_attacked_on_a_part_as_in_a_study_of_these_images_alone(part, made):
+    few, images = made.isel(image=part), tiny.image_set()[np.arange(12)[part]]
+    found = compare(few, images=images)
     adversarial = [
-        tiny.attack(mine, images.images[i : i + 5], images.labels[i : i + 5], seed=i)
+        STRONG(mine(), images.images[i : i + 5], images.labels[i : i + 5], seed=i)
         for i in range(0, len(images), 5)
     ]
-    for target, network in tiny.zoo().items():
-        with torch.no_grad():
-            expected = network.eval()((torch.cat(adversarial) * 255).round() / 255).argmax(1)
+    seen = (torch.cat(adversarial) * 255).round() / 255
+    for target, network in (knowing() | {"mine": mine()}).items():
         shown = found.adversarial_prediction.sel(source="mine", target=target)
-        assert shown.values.tolist() == expected.tolist()
+        assert shown.values.tolist() == predicted(network, seen)
 
 
 def test_part_by_images_and_by_models_at_once(made):
@@ -531,48 +586,55 @@ def test_part_by_labels(made):
     assert (found.label == 1).all()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda images: replace(images, images=images.images.clamp(0.1, 1)),
-        lambda images: replace(images, images=images.images.flip(0)),
-        lambda images: replace(images, labels=(images.labels + 1) % 3),
-        lambda images: images[range(3)],
-        lambda images: images[[0, 1, 2, 3, 5, 4]],
-        lambda images: replace(images, ids=tuple(f"other/{i}" for i in range(6))),
-    ],
-    ids=["a pixel", "all images", "labels", "fewer", "order", "ids"],
-)
+def changed_in_half(images, change):
+    """Change the first six images."""
+    first, rest = change(images[range(6)]), images[range(6, len(images))]
+    return ms.ImageSet(
+        torch.cat([first.images, rest.images]),
+        torch.cat([first.labels, rest.labels]),
+        first.ids + rest.ids,
+        images.classes,
+        images.name,
+    )
+
+
+CHANGES = {
+    "pixels": lambda images: replace(images, images=images.images.clamp(0.1, 1)),
+    "one pixel": lambda images: replace(images, images=images.images.index_fill(3, torch.tensor([2]), 0.5)),
+    "exchanged": lambda images: replace(images, images=images.images.flip(0)),
+    "labels": lambda images: replace(images, labels=(images.labels + 1) % 3),
+    "ids": lambda images: replace(images, ids=tuple(f"other/{i}" for i in range(len(images)))),
+    "fewer": lambda images: images[range(3)],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("of", ["part", "whole"])
 def test_images_that_are_not_those_of_the_part_are_refused(change, of, made):
-    n = 6 if of == "part" else 12
-    few = made.isel(image=slice(0, n))
-    if of == "part":
-        wrong = change(tiny.image_set()[range(6)])
-    else:
-        wrong = tiny.image_set()
-        part = change(wrong[range(6)])
-        rest = wrong[range(6, 12)]
-        wrong = ms.ImageSet(
-            torch.cat([part.images, rest.images]),
-            torch.cat([part.labels, rest.labels]),
-            part.ids + rest.ids,
-            wrong.classes,
-            wrong.name,
-        )
+    few = made if of == "whole" else made.isel(image=slice(0, 9))
+    wrong = changed_in_half(tiny.image_set(few.sizes["image"]), change)
     for use in (partial(compare, few, images=wrong), partial(ms.adversarial_images, few, "first", wrong)):
-        with pytest.raises(ValueError, match="not the images of the study"):
+        with pytest.raises(ValueError, match="image"):
             use()
 
 
-def test_whole_image_set_for_a_part_is_refused_or_cut_to_the_part(made):
-    few = made.isel(image=[7, 2, 11])
+def right_or_refused(use, expected):
     try:
-        found = compare(few)
+        found = use()
     except ValueError as error:
         assert "image" in str(error)  # noqa: PT017
     else:
-        assert found.identical(compare(few, images=tiny.image_set()[[7, 2, 11]]))
+        assert found.identical(expected) if isinstance(found, xr.Dataset) else torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("part", [slice(None), [7, 2, 11]])
+@pytest.mark.parametrize("given", [range(12), range(11, -1, -1), [2, 7, 11]])
+def test_images_in_another_order_or_more_of_them_are_put_right_or_refused(part, given, made):
+    few, images = made.isel(image=part), tiny.image_set()
+    own = images[np.arange(12)[part]]
+    right_or_refused(partial(compare, few, images=images[given]), compare(few, images=own))
+    seen = partial(ms.adversarial_images, few, "first")
+    right_or_refused(partial(seen, images[given]), seen(own))
 
 
 def test_part_of_a_compared_study_can_be_compared_with(made):
@@ -580,7 +642,7 @@ def test_part_of_a_compared_study_can_be_compared_with(made):
     few = both.drop_sel(source="third", target="third").isel(image=[0, 5, 6])
     score = ms.sat(few)
     assert score.model.values.tolist() == ["first", "second", "mine"]
-    whole = compare(made, zoo=tiny.zoo()).isel(image=[0, 5, 6])
+    whole = compare(made).isel(image=[0, 5, 6])
     np.testing.assert_array_equal(score, ms.sat(whole).sel(model=score.model, other=score.model.values))
 
 
