@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from modelsim.agreement import RELATIONS, agreement, mean_by_relation, relations
+from modelsim.agreement import RELATIONS, agreement, relations
 from modelsim.attacks import fgsm, pgd
 from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.clustering import distance, perturbed, spectral_clusters
@@ -31,9 +31,9 @@ __all__ = [
     "CATALOGUE", "RELATIONS", "Architecture", "Classifier", "ImageSet", "PublishedScoresUnavailable",
     "Recipe", "Teacher", "Zoo", "accuracy", "adversarial_images", "agreement", "build", "compare",
     "components", "components_table", "data_directory", "disagreements", "distance", "fashion_mnist",
-    "fgsm", "first_seeds", "fit", "interval", "load_zoo", "main_effects", "mean_by_relation",
-    "member_sets", "open_study", "pairs", "perturbed", "pgd", "published_components", "published_sat",
-    "read_components", "relations", "relative_sat", "sat", "spectral_clusters", "train",
-    "training_table", "transfer", "transferability", "white_box_success",
+    "fgsm", "first_seeds", "fit", "interval", "load_zoo", "main_effects", "member_sets", "open_study",
+    "pairs", "perturbed", "pgd", "published_components", "published_sat", "read_components",
+    "relations", "relative_sat", "sat", "spectral_clusters", "train", "training_table", "transfer",
+    "transferability", "white_box_success",
 ]
 # fmt: on

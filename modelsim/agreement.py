@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.spatial.distance import squareform
 from scipy.stats import permutation_test, rankdata
 
-from modelsim.scores import check_matrix, pairs
+from modelsim.scores import check_matrix
 from modelsim.zoo import architecture, split_model_name
 
 Floats = NDArray[np.floating]
@@ -174,62 +173,3 @@ def relations(names: Sequence[str]) -> xr.DataArray:
     same = np.array(built)[:, None] == np.array(built), bases[:, None] == bases
     values = np.select(same, RELATIONS[:2], RELATIONS[2])
     return xr.DataArray(values, {"model": list(names), "other": list(names)}, ("model", "other"))
-
-
-def mean_by_relation(score: xr.DataArray, *, resamples: int = 2_000) -> pd.DataFrame:
-    """Average a similarity over two seeds of one architecture, two architectures of one base, two bases.
-
-    The interval draws architectures with replacement, each with all its seeds: pairs that share a model
-    are not independent. A pair counts as often as the draw holds both its architectures; pairs of an
-    architecture with its own copy are left out.
-
-    Examples
-    --------
-    >>> mean_by_relation(sat(study))
-
-    Parameters
-    ----------
-    score : DataArray
-        Symmetric, models of the catalogue in rows and columns. The diagonal doesn't count.
-    resamples : int
-        Draws of architectures.
-
-    Returns
-    -------
-    DataFrame
-        One row a relation that occurs, nearest first: `mean`, `low`, `high` (95 %), `pairs`; `step`,
-        `step_low`, `step_high`: the mean minus that of the next relation, NaN in the last row.
-
-    Raises
-    ------
-    ValueError
-        If a name is not a model of the catalogue, or the matrix is none that `pairs` takes.
-    """
-    values = pairs(score)
-    related = pairs(relations(check_matrix(score))).to_numpy()
-    built = [[split_model_name(name)[0] for name in end] for end in zip(*values.index, strict=True)]
-    rows, columns = index = np.unique(built, return_inverse=True)[1]
-    n = index.max() + 1
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), resamples)
-    counts = np.vstack([np.ones(n, dtype=int), drawn])
-    weights = np.where(rows == columns, counts[:, rows], counts[:, rows] * counts[:, columns])
-    means = pd.DataFrame(
-        {of: _weighted_means(values.to_numpy()[related == of], weights[:, related == of]) for of in RELATIONS}
-    ).dropna(axis="columns", how="all")
-    steps = means - means.shift(-1, axis="columns")
-    table = {
-        "mean": means.iloc[0],
-        "low": means[1:].quantile(0.025),
-        "high": means[1:].quantile(0.975),
-        "pairs": pd.Series(related).value_counts()[means.columns],
-        "step": steps.iloc[0],
-        "step_low": steps[1:].quantile(0.025),
-        "step_high": steps[1:].quantile(0.975),
-    }
-    return pd.concat(table, axis="columns")
-
-
-def _weighted_means(values: Floats, weights: NDArray[np.integer]) -> Floats:
-    """Mean of `values` under every row of `weights`; NaN where all weights are 0."""
-    total = weights.sum(axis=1)
-    return np.divide(weights @ values, total, out=np.full(len(total), np.nan), where=total > 0)
