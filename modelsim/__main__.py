@@ -39,6 +39,19 @@ Scheduler = Annotated[
     str | None, typer.Option(help="Address of a Dask scheduler, whose workers work side by side.")
 ]
 
+_AS_THERE = "Default: as in the study that is there, else yes."
+Fold = Annotated[
+    bool | None,
+    typer.Option(
+        help="Make one convolution of each that a batch normalisation follows: the same but for rounding, "
+        f"and faster. {_AS_THERE}"
+    ),
+]
+Perturbations = Annotated[
+    bool | None,
+    typer.Option(help=f"Keep adversarial images, most of a study's size; `compare` needs them. {_AS_THERE}"),
+]
+
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
@@ -74,6 +87,8 @@ def transfer(
     probabilities: Annotated[
         bool, typer.Option(help="Keep every model's probabilities on all 10,000 test images, for ensembles.")
     ] = True,
+    fold: Fold = None,
+    perturbations: Perturbations = None,
     workers: Workers = 1,
     scheduler: Scheduler = None,
 ) -> None:
@@ -86,19 +101,13 @@ def transfer(
     `python -m modelsim transfer --scheduler tcp://10.0.0.1:8786`.
     """
     attack = partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
+    run = partial(ms.transfer, fold=fold, perturbations=perturbations, workers=workers, scheduler=scheduler)
     with _plain_errors():
         check_number(most=127, eps=eps)
         check_number(step_size=step_size)
         images = ms.fashion_mnist("test", n=n, seed=image_seed)
-        ms.transfer(
-            ms.load_zoo("fashion69", names=names or None),
-            images,
-            attack,
-            out,
-            test_images=ms.fashion_mnist("test") if probabilities else None,
-            workers=workers,
-            scheduler=scheduler,
-        )
+        zoo = ms.load_zoo("fashion69", names=names or None)
+        run(zoo, images, attack, out, test_images=ms.fashion_mnist("test") if probabilities else None)
     typer.echo(f"the study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}")
 
 

@@ -70,19 +70,22 @@ def test_study_records_the_settings_given_in_255ths(pair):
 
 
 @pytest.mark.parametrize(
-    ("options", "n_test", "workers", "scheduler"),
+    ("options", "n_test", "expected"),
     [
-        ([], 10_000, 1, None),
-        (["--no-probabilities", "--workers", 3], 0, 3, None),
-        (["--scheduler", "tcp://10.0.0.1:8786"], 10_000, 1, "tcp://10.0.0.1:8786"),
+        ([], 10_000, {}),
+        (["--no-probabilities", "--workers", 3], 0, {"workers": 3}),
+        (["--scheduler", "tcp://10.0.0.1:8786"], 10_000, {"scheduler": "tcp://10.0.0.1:8786"}),
+        (["--no-fold", "--perturbations"], 10_000, {"fold": False, "perturbations": True}),
+        (["--fold", "--no-perturbations"], 10_000, {"fold": True, "perturbations": False}),
     ],
 )
-def test_options_of_transfer_reach_the_engine(options, n_test, workers, scheduler, monkeypatch):
+def test_options_of_transfer_reach_the_engine(options, n_test, expected, monkeypatch):
     given = {}
     monkeypatch.setattr(ms, "transfer", lambda *args, **options: given.update(options))
     assert call("transfer", "resnet50", *options).exit_code == 0
     assert len(given.pop("test_images") or ()) == n_test
-    assert given == {"workers": workers, "scheduler": scheduler}
+    defaults = {"workers": 1, "scheduler": None, "fold": None, "perturbations": None}
+    assert given == defaults | expected
 
 
 @pytest.mark.parametrize(
