@@ -26,9 +26,6 @@ from modelsim.study import (
 from modelsim.transfer import Attack, Engine, concerns, default_device, describe_attack
 from modelsim.zoo import check_names, load_zoo, unknown_name_message
 
-_ASKED = 200
-"""Clean images on which a model of the zoo must tell what the one in the study tells."""
-
 
 def compare(
     classifier: nn.Module,
@@ -192,7 +189,7 @@ def _check_peer(name: str, engine: Engine, study: xr.Dataset) -> None:
     """Raise unless the zoo's model of that name is the study's, by its weights and by what it tells."""
     if name not in [*engine.zoo]:
         raise ValueError(unknown_name_message("model", name, engine.zoo))
-    told = engine.predictions(name, engine.images.images[:_ASKED])
+    told = engine.predictions(name, engine.images.images)
     if engine.fingerprints[name] != study.model_sha256.sel(target=name):
         raise ValueError(f"{name!r} of the zoo is not the one in the study: its weights differ")
-    check_same_predictions(name, study.clean_prediction.sel(target=name).values[:_ASKED], told)
+    check_same_predictions(name, study.clean_prediction.sel(target=name).values, told)

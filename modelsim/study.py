@@ -410,7 +410,7 @@ def open_study(path: str | Path) -> xr.Dataset:
             f"study {store} has {len(finished)} of {len(models)} sources: "
             "run the same `transfer` again to finish it"
         )
-    study = xr.open_zarr(store, consolidated=False, chunks=None).drop_vars("finished")
+    study = xr.open_zarr(store, consolidated=False, chunks=None).drop_vars("finished").drop_encoding()
     for name in set(study.variables) - _LEFT_ON_DISK:
         study[name].load()
     names = {"source", "target", "image", "class", "image_sha256", "test_image"} & {*study.variables}
@@ -495,4 +495,6 @@ def to_8_bit(images: Tensor) -> Tensor:
 
 def perturbed(images: ImageSet, change: NDArray[np.int8]) -> Tensor:
     """Return the canvas of `images` after a change in whole 255ths, exactly as the targets see it."""
-    return (to_8_bit(images.images) + torch.from_numpy(change).to(torch.int16)).float() / 255
+    return (
+        to_8_bit(images.images) + torch.from_numpy(np.ascontiguousarray(change)).to(torch.int16)
+    ).float() / 255

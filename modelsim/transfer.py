@@ -285,6 +285,8 @@ def transfer(
     check_workers(workers, scheduler)
     _check_input(zoo, images, test_images, batch_size)
     out, path = Path(out), Path(out).absolute() / STORE
+    if out.name == STORE:
+        raise ValueError(f"{out} is the name of a store: give the folder that holds it, {out.parent}")
     stored = stored_settings(path)
     fold = stored.get("fold", True) if fold is None else fold
     perturbations = stored.get("perturbations", True) if perturbations is None else perturbations

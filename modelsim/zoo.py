@@ -201,14 +201,16 @@ def naming(name: str) -> Iterator[None]:
 
 
 def fingerprint(classifier: nn.Module) -> str:
-    """SHA-256 of all weights and buffers, to tell two classifiers apart.
+    """SHA-256 of all weights and buffers, in their order, to tell two classifiers apart.
 
     Their names don't count, nor does what else a module holds: a wrapper has the fingerprint of what it
     wraps.
     """
-    values = dict(classifier.named_buffers()) | classifier.state_dict()
-    digests = sorted(hashlib.sha256(_to_bytes(value)).digest() for value in values.values())
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+    digest = hashlib.sha256()
+    for value in (dict(classifier.named_buffers()) | classifier.state_dict()).values():
+        digest.update(str(getattr(value, "shape", "")).encode())
+        digest.update(_to_bytes(value))
+    return digest.hexdigest()
 
 
 def _to_bytes(value: object) -> bytes:

@@ -547,7 +547,7 @@ def test_part_of_a_study_by_images_is_compared_as_that_part(part, made):
     assert found.clean_prediction.sel(target="mine").values.tolist() == predicted(mine(), images.images)
     for source in knowing():
         seen = ms.adversarial_images(few, source, images)
-        assert torch.equal(seen, ms.adversarial_images(made, source, tiny.image_set())[places])
+        assert torch.equal(seen, ms.adversarial_images(made, source, tiny.image_set())[list(places)])
         shown = found.adversarial_prediction.sel(source=source, target="mine")
         assert shown.values.tolist() == predicted(mine(), seen)
     for name in ("clean_prediction", "adversarial_prediction"):
