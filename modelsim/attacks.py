@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,12 +155,11 @@ def _ascend(
     return adversarial.detach()
 
 
-def _check_input(
-    images: Tensor, labels: Tensor, classifier: nn.Module, *, eps: float, steps: int = 1, **positive: float
-) -> None:
-    check_number(most=1, eps=eps)
-    check_whole(steps=steps)
-    check_number(**positive)
+def _check_input(images: Tensor, labels: Tensor, classifier: nn.Module, **settings: Any) -> None:
+    check_whole(steps=settings.pop("steps", 1))
+    check_whole(least=0, seed=settings.pop("seed", 0))
+    check_number(most=1, eps=settings.pop("eps"))
+    check_number(**settings)
     check_images(images)
     with torch.no_grad():
         n_classes = checked_logits(classifier, images[:1]).shape[1]

@@ -92,7 +92,7 @@ def compare(
         keeps no perturbations, or the classifier misbehaves; see `transfer`.
     """
     names = _names(study, name)
-    images = images_of(study, images or study_images(study))
+    images = images_of(study, images or fashion_mnist("test"))
     networks = ChainMap({name: classifier}, cast("Any", zoo or load_zoo(names=names)))
     batch_size, fold = study.attrs["batch_size"], json.loads(study.attrs["fold"])
     engine = Engine(networks, images, _attack(study, attack), batch_size, device or default_device(), fold)
@@ -148,28 +148,12 @@ def _names(study: xr.Dataset, name: str) -> list[str]:
     names: list[str] = study.source.values.tolist()
     if names != study.target.values.tolist():
         raise ValueError(
-            f"the study's sources and targets must be the same models, got {len(names)} sources and "
+            f"sources and targets must be the same models, got {len(names)} sources and "
             f"{study.sizes['target']} targets: select both, study.sel(source=names, target=names)"
         )
     if name in names:
         raise ValueError(f"{name!r} is a model of the study already: give the classifier another name")
     return names
-
-
-def study_images(study: xr.Dataset) -> ImageSet:
-    """Return the images of a study, or of a part of one, that are among the book's.
-
-    Raises
-    ------
-    ValueError
-        If one of them isn't.
-    """
-    test = fashion_mnist("test")
-    if not set(study.image.values.tolist()) <= set(test.ids):
-        raise ValueError(
-            f"the study's images ({study.attrs['images']}) don't ship with the book: give `images`"
-        )
-    return images_of(study, test)
 
 
 def _attack(study: xr.Dataset, given: Attack | None) -> Attack:

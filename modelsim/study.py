@@ -137,12 +137,12 @@ class Store:
 
         In a study without perturbations, these are always computed and never stored.
         """
-        is_kept = array in _arrays(self._group())
-        known = self.known(array, source) if is_kept else None
-        if known is None or is_absent(array, known):
+        if array not in _arrays(self._group()):
+            return compute()
+        known = self.known(array, source)
+        if is_absent(array, known):
             known = compute()
-            if is_kept:
-                self.write(array, source, known)
+            self.write(array, source, known)
         return known
 
     def write(self, array: str, source: str, values: Any) -> None:
@@ -219,14 +219,11 @@ def _add(group: _Group, name: str, lengths: Mapping[str, int]) -> None:
 def _inherit(group: _Group, known: _Group) -> None:
     """Copy what a store of fewer models knows of each source."""
     before, now = _models(known), _models(group)
-    targets = [now.index(name) for name in before]
-    for place, name in zip(targets, before, strict=True):
+    places = [now.index(name) for name in before]
+    for place, name in zip(places, before, strict=True):
         for array in {*_OF_ONE_MODEL} & {*_arrays(known)}:
-            values = _known(known, array, name)
-            if array == "adversarial_prediction":
-                rows = _known(group, array, name)
-                rows[targets] = values
-                values = rows
+            values = _known(group, array, name)
+            values[places if array == "adversarial_prediction" else ...] = _known(known, array, name)
             group[array][place] = values
 
 
@@ -362,6 +359,13 @@ def _read(group: _Group, store: Path, name: str, index: Any, advice: str) -> Non
     )
 
 
+def check_folder(path: str | Path) -> Path:
+    """Return the folder of a study, or raise a FileNotFoundError that names it if this is its store."""
+    if (folder := Path(path)).name == STORE:
+        raise FileNotFoundError(f"{folder} is a store: give the folder that it is in, {folder.parent}")
+    return folder
+
+
 def open_study(path: str | Path) -> xr.Dataset:
     """Open a study that `transfer` has written.
 
@@ -394,15 +398,10 @@ def open_study(path: str | Path) -> xr.Dataset:
     ValueError
         If the study isn't finished or is damaged.
     """
-    store = Path(path) / STORE
+    store = check_folder(path) / STORE
     if not store.is_dir():
-        inside = Path(path).name == STORE and Path(path).is_dir()
-        raise FileNotFoundError(
-            f"{path} is a store: open the study by its folder, {shlex.quote(str(Path(path).parent))}"
-            if inside
-            else f"no study at {store}: make one with "
-            f"`python -m modelsim transfer --out {shlex.quote(str(path))}`"
-        )
+        command = f"python -m modelsim transfer --out {shlex.quote(str(path))}"
+        raise FileNotFoundError(f"no study at {store}: make one with `{command}`")
     group = _open_store(store, mode="r")
     finished, models = _finished(group, store), _models(group)
     if len(finished) < len(models):
@@ -450,8 +449,8 @@ def images_of(study: xr.Dataset, images: ImageSet) -> ImageSet:
     expected = study.image_sha256.to_series()
     if len(other := expected[hashes.reindex(expected.index) != expected]):
         raise ValueError(
-            f"these are not the images of the study ({study.attrs['images']}): {len(other)} of its "
-            f"{len(expected)} are not among them or have other pixels or labels, {other.index[0]} for one"
+            f"these are not the images of the study ({study.attrs['images']}): {len(other)} of "
+            f"{len(expected)} aren't among them or differ, such as {other.index[0]}; give `images`"
         )
     return images[hashes.index.get_indexer(expected.index)]
 

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import count
+from math import isfinite
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -29,6 +29,7 @@ from modelsim.study import (
     PROBABILITY_STEPS,
     STORE,
     Store,
+    check_folder,
     is_absent,
     open_study,
     perturbed,
@@ -284,26 +285,30 @@ def transfer(
     """
     check_workers(workers, scheduler)
     _check_input(zoo, images, test_images, batch_size)
-    out, path = Path(out), Path(out).absolute() / STORE
-    if out.name == STORE:
-        raise ValueError(f"{out} is the name of a store: give the folder that holds it, {out.parent}")
+    path = check_folder(out).absolute() / STORE
     stored = stored_settings(path)
+    kept = stored.get("perturbations", True) if perturbations is None else perturbations
     fold = stored.get("fold", True) if fold is None else fold
-    perturbations = stored.get("perturbations", True) if perturbations is None else perturbations
     engine = Engine(zoo, images, attack, batch_size, device or default_device(), fold)
-    store = Store(path, _settings(engine, test_images) | {"perturbations": perturbations})
-    # A folder that isn't there is made only after all models have answered.
-    with sole_writer(out) if out.exists() else nullcontext():
-        store.check_settings()
-        names = tqdm(zoo, desc="clean images", disable=not progress, leave=False)
-        clean = {name: engine.first_predictions(name) for name in names}
-    with sole_writer(out):
-        missing = store.prepare(clean, images, test_images)
-        _finish(_Work(store, engine, test_images), missing, workers, scheduler, progress=progress)
-        study = open_study(out)
+    settings = _settings(engine, test_images) | {"perturbations": kept}
+    study = _made(_Work(Store(path, settings), engine, test_images), workers, scheduler, progress=progress)
     for concern in concerns(study, list(zoo)):
         warnings.warn(concern, stacklevel=2)
     return study
+
+
+def _made(work: _Work, workers: int, scheduler: str | None, *, progress: bool) -> xr.Dataset:
+    """Make or extend a study as its only writer."""
+    store, engine, folder = work.store, work.engine, work.store.path.parent
+    # A folder that isn't there is made only after all models have answered.
+    with sole_writer(folder) if folder.exists() else nullcontext():
+        store.check_settings()
+        names = tqdm(engine.zoo, desc="clean images", disable=not progress, leave=False)
+        clean = {name: engine.first_predictions(name) for name in names}
+    with sole_writer(folder):
+        missing = store.prepare(clean, engine.images, work.test_images)
+        _finish(work, missing, workers, scheduler, progress=progress)
+        return open_study(folder)
 
 
 def default_device() -> str:
@@ -408,13 +413,10 @@ def describe_attack(attack: Attack) -> dict[str, Any]:
 
     Raises
     ------
-    TypeError
-        If it isn't a function, or `functools.partial` of one.
-    ValueError
-        If a part of its settings can't be recorded, see `attack_settings`.
+    TypeError, ValueError
+        As `attack_settings`.
     """
-    settings = attack_settings(attack)
-    function: Any = attack.func if isinstance(attack, partial) else attack
+    settings, function = attack_settings(attack), _function(attack)
     described = {"attack": f"{function.__module__}.{function.__qualname__}", "attack_settings": settings}
     if function.__module__ != attacks.__name__:
         described["attack_code"] = sha256("".join(_code(function)).encode()).hexdigest()
@@ -434,21 +436,10 @@ def attack_settings(attack: Attack) -> dict[str, Any]:
     TypeError
         If it isn't a function, or `functools.partial` of one.
     ValueError
-        If a setting without a default is not given, or a setting can't be recorded: only finite
-        numbers, strings, booleans and None can, and only where they are parameters.
+        If a setting without a default is not given, or a setting can't be recorded: only numbers,
+        strings, booleans and None can, and only where they are parameters.
     """
-    function = attack.func if isinstance(attack, partial) else attack
-    if not isinstance(function, FunctionType):
-        raise TypeError(
-            f"an attack must be a function(classifier, images, labels, *, …), got {type(function).__name__}: "
-            "call it from a function, with its settings as keyword parameters"
-        )
-    if function.__closure__ or (isinstance(attack, partial) and attack.args):
-        hidden = ", ".join(function.__code__.co_freevars) or "positional arguments"
-        raise ValueError(
-            f"can't record what the attack {function.__qualname__} takes from around it ({hidden}): make "
-            "it keyword parameters, and set them with functools.partial(attack, name=value)"
-        )
+    _function(attack)
     settings = dict(attack.keywords) if isinstance(attack, partial) else {}
     for parameter in inspect.signature(attack).parameters.values():
         if parameter.default is not inspect.Parameter.empty:
@@ -456,30 +447,43 @@ def attack_settings(attack: Attack) -> dict[str, Any]:
         elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             raise ValueError(f"the attack needs {parameter.name}=…: give it with functools.partial")
     for name, value in settings.items():
-        is_finite = not isinstance(value, float) or math.isfinite(value)
-        if not is_finite or not isinstance(value, bool | int | float | str | None):
+        is_finite = not isinstance(value, float) or isfinite(value)
+        if not isinstance(value, bool | int | float | str | None) or not is_finite:
             raise ValueError(f"can't record {name}={value!r} of the attack")
     return settings
+
+
+def _function(attack: Attack) -> FunctionType:
+    """Return the function of an attack, or raise if some of its settings are hidden."""
+    function, hidden = (attack.func, attack.args) if isinstance(attack, partial) else (attack, ())
+    if not isinstance(function, FunctionType):
+        raise TypeError(
+            f"an attack must be a function(classifier, images, labels, *, …), got {type(function).__name__}: "
+            "call it from a function, with its settings as keyword parameters"
+        )
+    if hidden := (*hidden, *function.__code__.co_freevars):
+        raise ValueError(
+            f"can't record what the attack {function.__qualname__} takes from around it {hidden}: make it "
+            "keyword parameters, and set them with functools.partial(attack, name=value)"
+        )
+    return function
 
 
 def _code(function: FunctionType, seen: frozenset[str] = frozenset()) -> Iterator[str]:
     """Yield what a function does: its instructions, and what they name around it in its module."""
     codes = [function.__code__]
     for code in codes:
-        constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
-        codes += [c for c in code.co_consts if isinstance(c, CodeType)]
-        yield f"{code.co_code.hex()} {code.co_names} {[_shown(constant) for constant in constants]}"
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        plain = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
+        # Not in the order of a set, which changes from process to process.
+        constants = [sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in plain]
+        yield f"{code.co_code.hex()} {code.co_names} {constants}"
     for name in sorted({name for code in codes for name in code.co_names} - seen):
         value = function.__globals__.get(name)
         if isinstance(value, bool | int | float | str):
             yield f"{name}={value!r}"
         elif isinstance(value, FunctionType) and value.__module__ == function.__module__:
             yield from _code(value, seen | {name})
-
-
-def _shown(constant: object) -> str:
-    # The order of a set changes from process to process.
-    return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
 
 
 def _versions() -> dict[str, str]:

@@ -67,7 +67,7 @@ def test_several_classifiers_one_after_the_other_give_the_whole_study(two_and_th
     [
         ({"name": "first"}, "'first' is a model of the study already"),
         ({"images": tiny.image_set(seed=5)}, "these are not the images of the study"),
-        ({"images": None}, r"the study's images \(tiny\) don't ship with the book"),
+        ({"images": None}, r"these are not the images of the study \(tiny\): 12 of 12 .* give `images`"),
         ({"attack": None}, "the study's attack is tiny.attack: give it"),
         (
             {"attack": partial(tiny.attack, steps=4)},
