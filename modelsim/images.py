@@ -4,12 +4,12 @@ import gzip
 import hashlib
 import os
 import shlex
-import sys
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-FASHION_MNIST_CLASSES = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
+_CLASSES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
 _FASHION_MNIST_FILES = {"train": "train", "test": "t10k"}
 
 
@@ -35,11 +32,10 @@ def data_directory() -> Path:
         If there is no such folder, or it is not one of ours, into which nothing must be written.
     """
     folder = Path(os.environ.get("MODELSIM_DATA") or Path(__file__).resolve().parents[1] / "data").absolute()
-    missing = [name for name in ("fashion-mnist", "fashion69") if not (folder / name).is_dir()]
+    missing = " and no ".join(name for name in ("fashion-mnist", "fashion69") if not (folder / name).is_dir())
     if missing:
         raise FileNotFoundError(
-            f"no data of modelsim at {folder} (no {' and no '.join(missing)} in it): work in a clone of the "
-            "repository (pip install -e .), or set MODELSIM_DATA to its data/ folder"
+            f"no data of modelsim at {folder} (no {missing} in it): set MODELSIM_DATA to a clone's data/"
         )
     return folder
 
@@ -65,9 +61,7 @@ def check_whole(*, least: int = 1, **options: object) -> None:
             raise ValueError(f"{name} must be {bound}, got {value}")
 
 
-def check_number(
-    *, least: float = sys.float_info.min, most: float = sys.float_info.max, **options: object
-) -> None:
+def check_number(*, least: float = float_info.min, most: float = float_info.max, **options: object) -> None:
     """Raise unless every option is a number from `least` to `most`; by default positive and finite."""
     for name, value in options.items():
         if not isinstance(value, Real):
@@ -88,16 +82,9 @@ def check_images(images: Tensor) -> None:
         If its shape is not four-dimensional with 1 or 3 channels, it is empty, or a value is NaN or
         outside [0, 1].
     """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
-    if images.dtype != torch.float32:
-        hint = "; divide 8-bit images by 255" if images.dtype == torch.uint8 else ""
-        raise TypeError(f"images must be float32 in [0, 1], got {images.dtype}{hint}")
+    _check_type("images", images, torch.float32, "; divide 8-bit images by 255")
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(
-            f"images must have shape (n, channel, height, width) with 1 or 3 channels, "
-            f"got {tuple(images.shape)}"
-        )
+        raise ValueError(f"images must have shape (n, 1 or 3, height, width), got {tuple(images.shape)}")
     if images.numel() == 0:
         raise ValueError(f"the image set is empty: shape {tuple(images.shape)}")
     if images.isnan().any():
@@ -117,18 +104,21 @@ def check_labels(labels: Tensor, *, n_images: int, n_classes: int) -> None:
     ValueError
         If there is not one label an image, or a label is outside the classes.
     """
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels must be an int64 tensor, got {kind}")
+    _check_type("labels", labels, torch.int64)
     if labels.shape != (n_images,):
         raise ValueError(f"expected one label for each of {n_images} images, got shape {tuple(labels.shape)}")
-    outside = (labels < 0) | (labels >= n_classes)
-    if outside.any():
-        first = int(outside.nonzero()[0, 0])
+    outside = ((labels < 0) | (labels >= n_classes)).nonzero().flatten().tolist()
+    if outside:
         raise ValueError(
-            f"{int(outside.sum())} label(s) outside the {n_classes} classes 0 … {n_classes - 1}: "
-            f"the first is {int(labels[first])} at position {first}"
+            f"{len(outside)} label(s) outside the {n_classes} classes 0 … {n_classes - 1}: "
+            f"the first is {int(labels[outside[0]])} at position {outside[0]}"
         )
+
+
+def _check_type(what: str, values: object, dtype: torch.dtype, hint: str = "") -> None:
+    found = values.dtype if isinstance(values, Tensor) else type(values).__name__
+    if found != dtype:
+        raise TypeError(f"{what} must be a tensor of {dtype}, got {found}{hint}")
 
 
 @dataclass(frozen=True)
@@ -172,11 +162,9 @@ class ImageSet:
         check_labels(self.labels, n_images=len(self.images), n_classes=len(self.classes))
         check_strings("image ids", self.ids)
         check_strings("class names", self.classes)
-        if len(self.ids) != len(self.images) or len(set(self.ids)) != len(self.ids):
-            raise ValueError(
-                f"expected {len(self.images)} unique image ids, "
-                f"got {len(self.ids)} of which {len(set(self.ids))} differ"
-            )
+        n, given, unique = len(self), len(self.ids), len(set(self.ids))
+        if not n == given == unique:
+            raise ValueError(f"expected {n} unique image ids, got {given} of which {unique} differ")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -206,10 +194,8 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         """SHA-256 of pixels, labels and ids, to tell two image sets apart."""
-        digest = hashlib.sha256(self.images.numpy().tobytes())
-        digest.update(self.labels.numpy().tobytes())
-        digest.update("\n".join(self.ids).encode())
-        return digest.hexdigest()
+        parts = self.images.numpy().tobytes(), self.labels.numpy().tobytes(), "\n".join(self.ids).encode()
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def balanced(self, n: int, *, seed: int = 0) -> "ImageSet":
         """Draw `n` images, the same number of every class, sorted by position in this set.
@@ -239,15 +225,10 @@ class ImageSet:
 def _read_idx(path: Path, *, header: int) -> NDArray[np.uint8]:
     """Read the body of a gzip IDX file of unsigned bytes."""
     try:
-        content = gzip.decompress(path.read_bytes())
-        if len(content) <= header:
-            raise EOFError("no image in it")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path} is truncated or corrupted ({error}): "
-            f"restore it with git -C {shlex.quote(str(path.parent))} checkout -- {path.name}"
-        ) from error
-    return np.frombuffer(content, np.uint8, offset=header)
+        return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
+    except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
+        restore = f"git -C {shlex.quote(str(path.parent))} checkout -- {path.name}"
+        raise ValueError(f"{path} is truncated or corrupted ({error}): restore it with {restore}") from error
 
 
 def fashion_mnist(split: str = "test", *, n: int | None = None, seed: int = 0) -> ImageSet:
@@ -277,12 +258,8 @@ def fashion_mnist(split: str = "test", *, n: int | None = None, seed: int = 0) -
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     stem = data_directory() / "fashion-mnist" / _FASHION_MNIST_FILES[split]
     pixels = _read_idx(Path(f"{stem}-images-idx3-ubyte.gz"), header=16).reshape(-1, 1, 28, 28)
-    labels = _read_idx(Path(f"{stem}-labels-idx1-ubyte.gz"), header=8)
-    images = ImageSet(
-        images=torch.from_numpy(pixels / np.float32(255)),
-        labels=torch.from_numpy(labels.astype(np.int64)),
-        ids=tuple(f"{split}/{i:05d}" for i in range(len(labels))),
-        classes=FASHION_MNIST_CLASSES,
-        name=f"Fashion-MNIST {split}",
-    )
+    labels = torch.from_numpy(_read_idx(Path(f"{stem}-labels-idx1-ubyte.gz"), header=8).astype(np.int64))
+    ids = tuple(f"{split}/{i:05d}" for i in range(len(labels)))
+    canvas, classes = torch.from_numpy(pixels / np.float32(255)), tuple(_CLASSES.split(", "))
+    images = ImageSet(canvas, labels, ids, classes, f"Fashion-MNIST {split}")
     return images if n is None else images.balanced(n, seed=seed)
