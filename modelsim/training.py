@@ -332,8 +332,7 @@ def _measured(recipe: Recipe, name: str, *, progress: bool) -> tuple[Classifier,
     start = time.perf_counter()
     classifier = train(architecture, seed=seed, recipe=recipe, progress=progress)
     seconds = time.perf_counter() - start
-    weights = classifier.state_dict()
-    classifier.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in weights.items()})
+    classifier.load_state_dict(zoo.in_half_precision(classifier.state_dict()))
     return classifier, {
         "architecture": architecture,
         "seed": str(seed),

@@ -8,7 +8,6 @@ import copy
 import difflib
 import hashlib
 import pickle
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,13 +21,16 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from modelsim.attacks import frozen
 from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.images import check_strings, check_whole, data_directory
+
+_Numbers = Sequence[float]
 
 CANVAS_RULE = (
     "perturbation on the canvas; each classifier resizes (bilinear) and normalises by itself; "
@@ -60,12 +62,7 @@ class Classifier(nn.Module):
     std: Tensor
 
     def __init__(
-        self,
-        network: nn.Module,
-        *,
-        input_size: int,
-        mean: Sequence[float] = (0.2860,),
-        std: Sequence[float] = (0.3530,),
+        self, network: nn.Module, *, input_size: int, mean: _Numbers = (0.286,), std: _Numbers = (0.353,)
     ) -> None:
         super().__init__()
         self.network = network
@@ -77,36 +74,21 @@ class Classifier(nn.Module):
         """Return logits (n, class) of a canvas (n, channel, height, width)."""
         channels = self.mean.shape[1]
         if canvas.ndim != 4 or canvas.shape[1] != channels:
-            raise ValueError(
-                f"this classifier takes a canvas of shape (n, {channels}, height, width), "
-                f"got {tuple(canvas.shape)}"
-            )
-        size = (self.input_size, self.input_size)
-        resized = nn.functional.interpolate(canvas, size=size, mode="bilinear", align_corners=False)
-        logits: Tensor = self.network((resized - self.mean) / self.std)
-        return logits
-
-
-_SEED_SUFFIX = re.compile(r"(?P<architecture>.+?)(-seed(?P<seed>\d+))?")
-
-
-def model_name(architecture: str, seed: int = 0) -> str:
-    """Name of a trained model: that of its architecture, with `-seedN` unless N is 0."""
-    return architecture if seed == 0 else f"{architecture}-seed{seed}"
+            raise ValueError(f"expected a canvas (n, {channels}, height, width), got {tuple(canvas.shape)}")
+        resized = nn.functional.interpolate(canvas, self.input_size, mode="bilinear", align_corners=False)
+        return self.network((resized - self.mean) / self.std)
 
 
 def split_model_name(name: str) -> tuple[str, int]:
-    """Inverse of `model_name`.
+    """Tell the architecture of a trained model from its seed, 0 where the name has none.
 
     Examples
     --------
     >>> split_model_name("resnet50-seed1")
     ('resnet50', 1)
     """
-    match = _SEED_SUFFIX.fullmatch(name)
-    if match is None:
-        raise ValueError(f"{name!r} is not the name of a model, such as 'resnet50' or 'resnet50-seed1'")
-    return match["architecture"], int(match["seed"] or 0)
+    before, _, seed = name.rpartition("-seed")
+    return (before, int(seed)) if before and seed.isdecimal() else (name, 0)
 
 
 def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
@@ -171,13 +153,8 @@ def count_parameters(classifier: nn.Module) -> int:
 
 def count_flops(classifier: nn.Module, canvas: Sequence[int] = (1, 28, 28)) -> int:
     """Floating-point operations of one image (2 × multiply-accumulate; matrix products and convolutions)."""
-    modes = {module: module.training for module in classifier.modules()}
-    classifier.eval()
-    # Gradients stay on: timm passes some parameters from module to module, and the counter wants their graph.
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
-        classifier(torch.zeros(1, *canvas))
-    for module, mode in modes.items():
-        module.training = mode
+    with frozen(classifier) as still, FlopCounterMode(display=False) as counter:
+        still(torch.zeros(1, *canvas))
     return int(counter.get_total_flops())
 
 
@@ -195,9 +172,8 @@ def naming(name: str) -> Iterator[None]:
     except Exception as error:  # whatever a network or an attack raises
         cause = error.__cause__ or error
         said = str(error) if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: {error}"
-        raise (TypeError if isinstance(cause, TypeError) else ValueError)(
-            f"model {name!r}: {said}"
-        ) from cause
+        kind = TypeError if isinstance(cause, TypeError) else ValueError
+        raise kind(f"model {name!r}: {said}") from cause
 
 
 def fingerprint(classifier: nn.Module) -> str:
@@ -226,11 +202,13 @@ def _to_bytes(value: object) -> bytes:
 
 def _digest(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of names and values, as it is noted in a weight file."""
-    digest = hashlib.sha256()
-    for key in sorted(weights):
-        digest.update(key.encode())
-        digest.update(_to_bytes(weights[key]))
-    return digest.hexdigest()
+    parts = (key.encode() + _to_bytes(weights[key]) for key in sorted(weights))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def in_half_precision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights as they are stored."""
+    return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
 
 
 def save_weights(classifier: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -241,24 +219,18 @@ def save_weights(classifier: nn.Module, path: Path, metadata: Mapping[str, str])
     ValueError
         If a weight is too large for half precision or not finite.
     """
-    weights = {
-        key: (value.half() if value.is_floating_point() else value).contiguous()
-        for key, value in classifier.state_dict().items()
-    }
+    weights = in_half_precision(classifier.state_dict())
     for key, value in weights.items():
         if not torch.isfinite(value).all():
             raise ValueError(f"{key} does not fit into half precision: {path} is not written")
     partial_path = path.with_suffix(".partial")
-    stored = dict(metadata) | {"sha256": _digest(weights)}
-    safetensors.torch.save_file(weights, partial_path, metadata=stored)
+    safetensors.torch.save_file(weights, partial_path, {**metadata, "sha256": _digest(weights)})
     partial_path.replace(path)
 
 
 def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(
-        f"weight file {path} is truncated or corrupted ({why}): restore it with git, or delete it "
-        f"and run `python -m modelsim train {path.stem}`"
-    )
+    advice = f"restore it with git, or delete it and run `python -m modelsim train {path.stem}`"
+    return ValueError(f"weight file {path} is truncated or corrupted ({why}): {advice}")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -288,9 +260,8 @@ def load_weights(classifier: nn.Module, path: Path) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: run `python -m modelsim train {path.stem}`")
-    metadata = read_metadata(path)
-    weights = safetensors.torch.load_file(path)
-    if metadata.get("sha256") != _digest(weights):
+    noted, weights = read_metadata(path).get("sha256"), safetensors.torch.load_file(path)
+    if noted != _digest(weights):
         raise _damaged(path, "its hash differs from the one noted in it")
     expected = {key: value.shape for key, value in classifier.state_dict().items()}
     if {key: value.shape for key, value in weights.items()} != expected:
@@ -434,10 +405,8 @@ def fold(classifier: nn.Module, canvas: Tensor) -> nn.Module:
             logits = folded(canvas.clone())
         pairs = list(_foldable(folded, record))
         for convolution, norm in pairs:
-            statistics = norm.running_mean, norm.running_var, norm.eps
-            convolution.weight, convolution.bias = fuse_conv_bn_weights(
-                convolution.weight, convolution.bias, *statistics, norm.weight, norm.bias
-            )
+            fused = fuse_conv_bn_eval(convolution.eval(), norm)
+            convolution.weight, convolution.bias = fused.weight, fused.bias
             norm.__class__ = _Folded
         change = (folded(canvas.clone()) - logits).abs().max()
     return folded if pairs and change <= 0.01 * logits.abs().max() else classifier
