@@ -9,6 +9,7 @@ times or never at each stage. Then it is finished and compared, byte by byte, wi
 import argparse
 import os
 import random
+import re
 import signal
 import tempfile
 import time
@@ -16,24 +17,28 @@ from collections import Counter
 from pathlib import Path
 
 import processes
-import tiny
 
 import modelsim as ms
 
-STAGES = (["ab"], ["mab"], ["b", "mab"], ["ba", "mab"], ["b", "ab", "mab"])
+STAGES = (["mab"], ["ab", "mab"], ["ba", "mab"], ["b", "mab"], ["b", "ab", "mab"])
+"""Models of the runs of one round; the last is always of all."""
+
+FINISHED = "all"
 
 
-def state(out):
+def state(out, names, *, is_tested):
     """Say how far a run came; raises if what it left is damaged."""
     try:
-        ms.open_study(out)
+        study = ms.open_study(out)
     except FileNotFoundError:
-        return "no store yet"
+        return "no store"
     except ValueError as error:
-        if "of" not in str(error) or "sources: run the same" not in str(error):
+        unfinished = re.search(r"has (\d of \d sources): run the same", str(error))
+        if not unfinished:
             raise
-        return str(error).partition(" has ")[2].partition(":")[0]
-    return "finished"
+        return unfinished[1]
+    is_there = study.source.values.tolist() == list(names) and is_tested <= ("test_image" in study)
+    return FINISHED if is_there else "the finished store of fewer models"
 
 
 class Killer:
@@ -41,58 +46,60 @@ class Killer:
 
     def __init__(self, folder, *, workers, seed):
         self.folder, self.workers, self.random = Path(folder), workers, random.Random(seed)
-        self.killed, self.rounds, self.seconds, self.expected = Counter(), 0, {}, {}
+        self.killed, self.rounds, self.expected, self.seconds = Counter(), 0, {}, 0.0
 
-    def start(self, out, names, *, is_tested):
-        test_images = tiny.image_set(30, seed=1) if is_tested else None
-        given = dict(pauses=self.folder / "pauses", workers=self.workers, test_images=test_images)
-        return processes.start(processes.transfer_by_forks, str(out), names, **given)
+    def start(self, out, names, **options):
+        given = dict(pauses=self.folder / "pauses", workers=self.workers)
+        return processes.start(processes.transfer_by_forks, str(out), names, **given, **options)
 
-    def finish(self, out, names, *, is_tested):
-        """Run without a kill; return the seconds that it took."""
-        begun = time.monotonic()
-        code = processes.end(self.start(out, names, is_tested=is_tested))
+    def finish(self, out, names, **options):
+        """Run without a kill."""
+        code = processes.end(self.start(out, names, **options))
         assert code == 0, f"a run of {names} in {out} ended with {code}"
-        return time.monotonic() - begun
 
-    def reference(self, names, *, is_tested):
-        key = (names, is_tested)
-        if key not in self.expected:
-            out = self.folder / f"never-killed-{names}-{is_tested}"
-            self.seconds[key] = self.finish(out, names, is_tested=is_tested)
-            self.expected[key] = processes.files(out)
-        return self.expected[key]
+    def never_killed(self, *, perturbations):
+        """Return the files of the study of all models, with test images."""
+        if perturbations not in self.expected:
+            out, begun = self.folder / f"never-killed-{perturbations}", time.monotonic()
+            self.finish(out, STAGES[0][-1], perturbations=perturbations, is_tested=True)
+            self.seconds = time.monotonic() - begun
+            self.expected[perturbations] = processes.files(out)
+        return self.expected[perturbations]
 
-    def kill_once(self, out, names, *, is_tested):
-        """Start a run and kill it at a random moment; return whether it was still running."""
-        self.reference(names, is_tested=is_tested)
-        process = self.start(out, names, is_tested=is_tested)
-        time.sleep(self.random.uniform(0, 1.1 * self.seconds[names, is_tested]))
+    def kill_once(self, out, names, *, is_tested, **options):
+        """Start a run and kill it at a random moment; return whether it has been killed before its end."""
+        process = self.start(out, names, is_tested=is_tested, **options)
+        process.join(self.random.uniform(0, self.seconds))
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
         code = processes.end(process)
         assert code in (0, -signal.SIGKILL), f"a run of {names} in {out} ended with {code}"
-        if code:
-            self.killed[state(out)] += 1
-        return bool(code)
+        left = state(out, names, is_tested=is_tested)
+        if code and left != FINISHED:
+            self.killed[left] += 1
+        return code != 0 and left != FINISHED
 
     def round(self, kills):
         """Make one study with up to `kills` kills on the way."""
-        out = self.folder / f"round-{self.rounds}"
+        out, perturbations = self.folder / f"round-{self.rounds}", self.random.random() < 0.8
         self.rounds += 1
-        is_tested = False
-        for names in self.random.choice(STAGES):
-            is_tested = is_tested or self.random.random() < 0.5
-            for _ in range(min(kills, self.random.randint(0, 4))):
-                kills -= self.kill_once(out, names, is_tested=is_tested)
-        self.finish(out, names, is_tested=is_tested)
-        expected, found = self.reference(names, is_tested=is_tested), processes.files(out)
+        expected, is_tested = self.never_killed(perturbations=perturbations), False
+        stages = self.random.choice(STAGES)
+        for number, names in enumerate(stages, 1):
+            is_tested = is_tested or number == len(stages) or self.random.random() < 0.5
+            options = dict(perturbations=perturbations, is_tested=is_tested)
+            at_most = min(kills, self.random.randint(0, 6))
+            while at_most > 0 and self.kill_once(out, names, **options):
+                at_most, kills = at_most - 1, kills - 1
+        self.finish(out, names, **options)
+        found = processes.files(out)
         differing = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
         assert not differing, f"{out} differs from a study never killed in {sorted(differing)}"
 
 
 def kill_runs(folder, *, kills, workers=1, seed=0):
-    """Kill runs at `kills` random moments; return how often they had come how far."""
+    """Kill runs at `kills` random moments; return how often they left what behind."""
+    processes.end(processes.start(int))  # the first process to start takes seconds to import torch
     killer = Killer(folder, workers=workers, seed=seed)
     while (left := kills - killer.killed.total()) > 0:
         killer.round(left)
@@ -109,9 +116,9 @@ def main():
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         killed = kill_runs(folder, kills=given.kills, workers=given.workers, seed=given.seed)
-    print(f"{killed.total()} kills with workers={given.workers}, seed {given.seed}; when killed, a run had")
-    for how_far, times in killed.most_common():
-        print(f"{times:4d} × {how_far}")
+    print(f"{killed.total()} kills with workers={given.workers}, seed {given.seed}; each left behind")
+    for left, times in killed.most_common():
+        print(f"{times:4d} × {left}")
     print("Every study had, in the end, the bytes of one that was never killed.")
 
 

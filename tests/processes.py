@@ -84,9 +84,10 @@ def _pause(folder, phase):
 
 
 def attack(classifier, images, labels, *, eps=0.1, steps=2, step_size=0.05, seed=0, pauses=""):
-    """PGD that may be told to wait: at `"attack 2"` before the second source of this process."""
+    """PGD, not too fast, that may be told to wait: at `"attack 2"` before this process's second source."""
     global _attacked
     _pause(pauses, f"attack {_attacked + 1}")
+    time.sleep(0.03)
     changed = ms.pgd(classifier, images, labels, eps=eps, steps=steps, step_size=step_size, seed=seed)
     _attacked += 1
     return changed
@@ -133,13 +134,15 @@ def transfer_or_be_refused(out, names, answer, *, pauses, **changed):
         Path(answer).write_text("done")
 
 
-def transfer_by_forks(out, names, *, pauses, workers, **changed):
+def transfer_by_forks(out, names, *, pauses, workers, is_tested, **changed):
     """Run a study whose own workers, if there are several, are forks as this process is one."""
+    test_images = tiny.image_set(30, seed=1) if is_tested else None
     with (
         patch.object(forkserver._forkserver, "ensure_running", lambda: None),
         dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
     ):
-        transfer(out, names, pauses=pauses, workers=workers, **changed)
+        transfer(out, names, pauses=pauses, workers=workers, test_images=test_images, **changed)
+    os._exit(0)  # without taking down what was imported, so that most of its life is the run
 
 
 def files(folder):

@@ -149,6 +149,44 @@ def test_attack_of_other_code_under_the_same_name_is_refused(before, now, tmp_pa
         ms.compare(tiny.mlp(3), study, images=tiny.image_set(), zoo=zoo, attack=other, progress=False)
 
 
+AROUND = """
+{setting}
+
+def size_of(step):
+    return {size}
+
+def attack(classifier, images, labels):
+    return ms.fgsm(classifier, images, labels, eps=size_of(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "size", "changed"),
+    [
+        pytest.param("EPS = 0.1", "EPS", {"setting": "EPS = 0.2"}, id="number"),
+        pytest.param("EPS = 0.1", "EPS", {"size": "EPS / 2"}, id="function"),
+        pytest.param("SIZES = (0.1, 0.2)", "SIZES[0]", {"setting": "SIZES = (0.2, 0.2)"}, id="tuple"),
+        pytest.param("SIZES = [0.1, 0.2]", "SIZES[0]", {"setting": "SIZES = [0.2, 0.2]"}, id="list"),
+        pytest.param(
+            "CONFIG = {'eps': 0.1}", "CONFIG['eps']", {"setting": "CONFIG = {'eps': 0.2}"}, id="dict"
+        ),
+    ],
+)
+def test_settings_that_stand_beside_an_attack_in_its_module_count_or_are_refused(
+    setting, size, changed, tmp_path
+):
+    given = dict(setting=setting, size=size)
+    one, other = (defined(AROUND.format(**which)) for which in (given, given | changed))
+    try:
+        made = tiny.transfer(tmp_path, attack=one)
+    except REFUSALS as error:
+        assert "attack" in str(error)  # noqa: PT017
+    else:
+        assert tiny.transfer(tmp_path, attack=one).identical(made)
+        with pytest.raises(REFUSALS, match="attack"):
+            tiny.transfer(tmp_path, attack=other)
+
+
 def test_two_lambdas_are_two_attacks(tmp_path):
     tiny.transfer(tmp_path, attack=lambda c, x, y: ms.fgsm(c, x, y, eps=0.1))
     with pytest.raises(REFUSALS, match="attack"):

@@ -9,6 +9,7 @@ import threading
 import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import kill_runs
 import numpy as np
@@ -33,6 +34,10 @@ BEFORE, *WITH_STORE = PHASES = ["evaluate 0", "attack 1", "attack 2", "evaluate 
 """Where the first run waits: before there is a store, in the middle, at the end."""
 
 needs_sigkill = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+
+
+class Killed(BaseException):
+    pass
 
 
 # Two runs on one folder
@@ -264,6 +269,29 @@ def test_runs_killed_at_random_moments_lose_nothing(workers, tmp_path):
     assert kill_runs.kill_runs(tmp_path, kills=4, workers=workers, seed=5).total() == 4
 
 
+@pytest.mark.parametrize("renaming", range(2))
+def test_study_of_other_options_goes_on_after_a_kill_while_it_was_replaced(renaming, tmp_path, monkeypatch):
+    """Options that needn't be repeated are found also in the store that was put aside."""
+    options = dict(fold=False, perturbations=False)
+    few = {name: tiny.zoo()[name] for name in ("first", "second")}
+    tiny.transfer(tmp_path / "whole", **options)
+    tiny.transfer(tmp_path / "killed", zoo=few, **options)
+    real, renamed = Path.rename, []
+
+    def killing(path, target):
+        renamed.append(path)
+        if len(renamed) == renaming + 1:
+            raise Killed
+        return real(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killing)
+        with pytest.raises(Killed):
+            tiny.transfer(tmp_path / "killed")
+    tiny.transfer(tmp_path / "killed")
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
 # Identity of a network
 
 
@@ -319,10 +347,6 @@ def test_network_that_has_changed_is_refused_in_its_old_folder(other, extended, 
     with pytest.raises(REFUSALS, match=r"model 'a'|models\.a"):
         tiny.transfer(tmp_path, zoo=pair(other()) | extended)
     assert files(tmp_path) == before
-
-
-class Killed(BaseException):
-    pass
 
 
 class KilledUnderAttack(nn.Module):
