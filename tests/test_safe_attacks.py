@@ -536,6 +536,14 @@ def test_study_made_without_gradients_around_it_is_the_same(how, attack, tmp_pat
     assert found.identical(expected)
 
 
+def test_study_made_with_reduced_precision_around_it_is_the_same(tmp_path):
+    given = dict(zoo={"a": tiny.convolutional(8), "b": tiny.linear(1)}, images=tiny.image_set(300))
+    expected = tiny.transfer(tmp_path / "off", batch_size=100, **given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = tiny.transfer(tmp_path / "on", batch_size=100, **given)
+    assert found.identical(expected)
+
+
 @every_switch
 def test_comparison_without_gradients_around_it_is_the_same(how, study):
     given = dict(images=tiny.image_set(40), zoo={"plain": tiny.linear(2)}, attack=QUICK, progress=False)
