@@ -7,7 +7,6 @@ adversarial images on the same canvas. Any callable of this form can be given to
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
 from typing import Any
 
 import torch
@@ -22,7 +21,9 @@ _AT_A_TIME = 125
 
 @contextmanager
 def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
-    """Hold a classifier in evaluation mode with no parameter taking a gradient, and autograd switched on.
+    """Hold a classifier in evaluation mode with no parameter taking a gradient.
+
+    Around it, autograd is switched on and reduced precision off.
 
     On leaving, also by an exception, the mode of every module, and every parameter's `requires_grad` flag
     and gradient, is as it was before. What is yielded is a copy if the classifier was made in torch's
@@ -38,8 +39,10 @@ def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
             f"a classifier must be a torch.nn.Module, got {type(classifier).__name__}: "
             "call a function from the forward of a module"
         )
-    with torch.inference_mode(mode=False), torch.enable_grad():
-        if any(t.is_inference() for t in chain(classifier.parameters(), classifier.buffers())):
+    tensors = [*classifier.parameters(), *classifier.buffers()]
+    device = tensors[0].device.type if tensors else "cpu"
+    with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast(device, enabled=False):
+        if any(tensor.is_inference() for tensor in tensors):
             classifier = copy.deepcopy(classifier)
         modes = {module: module.training for module in classifier.modules()}
         flags = {p: (p.requires_grad, p.grad) for p in classifier.parameters()}

@@ -266,7 +266,9 @@ def stored_settings(store: Path) -> dict[str, Any]:
     FileExistsError
         If it is something else than a study.
     """
-    return dict(_open_group(store, mode="r").attrs["settings"]) if store.exists() else {}
+    # A run that was killed while it replaced a store may have left it under its other name.
+    found = [path for path in (store, _replaced(store)) if path.exists()]
+    return dict(_open_group(found[0], mode="r").attrs["settings"]) if found else {}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

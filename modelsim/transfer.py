@@ -20,6 +20,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from modelsim import __version__, attacks
@@ -81,7 +82,7 @@ class Engine:
         with naming(name), frozen(loaded) as network:
             if self.fingerprints.setdefault(name, found := fingerprint(network)) != found:
                 raise ValueError("the zoo gives another network each time that it is asked for it")
-            if any(tensor.device != torch.device(self.device) for tensor in _tensors(network)):
+            if any(tensor.device.type != torch.device(self.device).type for tensor in _tensors(network)):
                 network = copy.deepcopy(network).to(self.device)
             few = self.images.images[:8].to(self.device)
             with torch.no_grad():
@@ -480,7 +481,7 @@ def _code(function: FunctionType, seen: frozenset[str] = frozenset()) -> Iterato
         yield f"{code.co_code.hex()} {code.co_names} {constants}"
     for name in sorted({name for code in codes for name in code.co_names} - seen):
         value = function.__globals__.get(name)
-        if isinstance(value, bool | int | float | str):
+        if all(isinstance(leaf, bool | int | float | str) for leaf in tree_leaves(value)):
             yield f"{name}={value!r}"
         elif isinstance(value, FunctionType) and value.__module__ == function.__module__:
             yield from _code(value, seen | {name})

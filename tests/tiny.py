@@ -2,6 +2,7 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -72,13 +73,13 @@ def zoo():
     return {"first": linear(1), "second": mlp(2), "third": convolutional(3)}
 
 
-WATCHERS = []
-"""Called with the classifier, the number of images and the seed of every attack."""
+WATCHING = SimpleNamespace(watchers=[])
+"""Who is called with the classifier, the number of images and the seed of every attack; no setting of it."""
 
 
 def attack(classifier, images, labels, *, eps=0.1, steps=3, seed=0):
     """PGD that can be watched, and made slow from outside."""
-    for watcher in WATCHERS:
+    for watcher in WATCHING.watchers:
         watcher(classifier, len(images), seed)
     time.sleep(float(os.environ.get("TINY_SLEEP", "0")))
     return ms.pgd(classifier, images, labels, eps=eps, steps=steps, step_size=0.05, seed=seed)
@@ -86,7 +87,7 @@ def attack(classifier, images, labels, *, eps=0.1, steps=3, seed=0):
 
 def transfer(out, *, watcher=None, **changed):
     given = dict(zoo=zoo(), images=image_set(), attack=attack, batch_size=5, device="cpu", progress=False)
-    WATCHERS[:] = [watcher] if watcher else []
+    WATCHING.watchers = [watcher] if watcher else []
     return ms.transfer(out=out, **(given | changed))
 
 
