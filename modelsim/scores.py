@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.spatial.distance import squareform
-from sklearn.linear_model import LinearRegression
 
 from modelsim.zoo import split_model_name
 
@@ -145,11 +143,14 @@ def transferability(study: xr.Dataset) -> xr.DataArray:
 
 
 def _no_trials_message(trials: xr.DataArray) -> str:
-    sources, targets = trials.source.values, trials.target.values
-    missing = {tuple(sorted((sources[i], targets[j]))) for i, j in np.argwhere(trials.values == 0)}
-    found = [" and ".join(pair) for pair in sorted(missing)]
+    counts = trials.to_series()
+    found = sorted({" and ".join(sorted(pair)) for pair in counts.index[counts == 0]})
     shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
     return f"no image is classified correctly by both of {shown}: their scores are NaN"
+
+
+def _matrix(values: NDArray[Any], names: NDArray[Any], name: str, **attributes: object) -> xr.DataArray:
+    return xr.DataArray(values, dict.fromkeys(_BOTH, names), _BOTH, name, attributes)
 
 
 def sat(study: xr.Dataset) -> xr.DataArray:
@@ -184,23 +185,12 @@ def sat(study: xr.Dataset) -> xr.DataArray:
     """
     rate = transferability(study)
     _check_names(rate)
-    coordinates = {
-        "model": rate.source.values,
-        "other": rate.target.values,
-        "trials": (_BOTH, rate.trials.values),
-        "accuracy": ("model", rate.accuracy.values),
-    }
-    score = _symmetric_log(rate.values)
-    return xr.DataArray(score, coordinates, _BOTH, name="SAT", attrs={"units": "log of per cent"})
+    score = _matrix(_symmetric_log(rate.values), rate.source.values, "SAT", units="log of per cent")
+    return score.assign_coords(trials=(_BOTH, rate.trials.values), accuracy=("model", rate.accuracy.values))
 
 
 def interval(
-    study: xr.Dataset,
-    measure: Measure = "sat",
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    study: xr.Dataset, measure: Measure = "sat", *, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> xr.DataArray:
     """Percentile interval of every cell, by bootstrap over the images.
 
@@ -245,9 +235,8 @@ def interval(
         # A pair without trials has been warned about above; its bounds are NaN too.
         warnings.filterwarnings("ignore", "All-NaN slice encountered", RuntimeWarning)
         bounds = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    settings = {"level": level, "resamples": resamples, "seed": seed}
     both = point.reset_coords(drop=True).expand_dims(bound=["low", "high"])
-    return both.copy(data=bounds).assign_attrs(settings)
+    return both.copy(data=bounds).assign_attrs(level=level, resamples=resamples, seed=seed)
 
 
 def _resampled_rates(study: xr.Dataset, resamples: int, random: np.random.Generator) -> NDArray[np.floating]:
@@ -262,15 +251,13 @@ def _resampled_rates(study: xr.Dataset, resamples: int, random: np.random.Genera
 def white_box_success(study: xr.Dataset) -> xr.DataArray:
     """Share of its own images on which each model is fooled by the attack on itself: (model,), 0 … 1.
 
-    Coordinates: `hits`, `trials` and `accuracy`, as in `transferability`; `images_without_gradient`, where
-    the study has it, counts the clean images on which the attack had no gradient to follow.
+    Coordinates: `hits`, `trials` and `accuracy`, as in `transferability`; `images_without_gradient`
+    counts the clean images on which the attack had no gradient to follow.
     """
     rate = transferability(study)
     names = xr.DataArray(rate.source.values, {"model": rate.source.values}, ("model",))
     own = rate.sel(source=names, target=names).drop_vars(["source", "target"]).rename("white-box success")
-    if "images_without_gradient" in study:
-        own["images_without_gradient"] = ("model", study.images_without_gradient.values)
-    return own
+    return own.assign_coords(images_without_gradient=("model", study.images_without_gradient.values))
 
 
 def main_effects(score: xr.DataArray) -> xr.Dataset:
@@ -308,58 +295,43 @@ def main_effects(score: xr.DataArray) -> xr.Dataset:
         If there are fewer than four models, rows and columns don't name the same, a score off the
         diagonal is NaN, or one that has no counts is not symmetric.
     """
-    names = check_matrix(score, symmetric=False)
-    if len(names) < 4:
-        raise ValueError(
-            f"effects of single models need four models or more, got {len(names)}: {list(names)}"
-        )
-    return _directed_effects(score) if "hits" in score.coords else _symmetric_effects(score)
-
-
-def _directed_effects(rate: xr.DataArray) -> xr.Dataset:
-    rows, columns = rate.dims
-    source, target = np.nonzero(~np.eye(len(rate), dtype=bool))
-    one_hot = np.eye(len(rate))
-    design = np.hstack([one_hot[source], one_hot[target]])
-    observed, noise = (values[source, target] for values in _log_odds(rate))
-    fit = LinearRegression(fit_intercept=False)
-    rest = observed - fit.fit(design, observed).predict(design)
-    between = max(0.0, float(rest.var() - noise.mean()))
-    rest = observed - fit.fit(design, observed, 1 / (between + noise)).predict(design)
-    strength, fragility = np.split(fit.coef_, 2)
-    residual = np.full(rate.shape, np.nan)
-    residual[source, target] = rest
+    directed = "hits" in score.coords
+    names = check_matrix(score, symmetric=not directed).to_numpy()
+    if (n := len(names)) < 4:
+        raise ValueError(f"effects of single models need four models or more, got {n}: {list(names)}")
+    observed, noise = _log_odds(score) if directed else (score.values, np.ones((n, n)))
+    pair = np.nonzero(~np.eye(n, dtype=bool))
+    source, target = (np.eye(n)[end] for end in pair)
+    design = np.hstack([source, target]) if directed else source + target
+    effects, residual = _fit(design, observed[pair], noise[pair]), np.full((n, n), np.nan)
+    residual[pair] = rest = observed[pair] - design @ effects
+    kinds = ("strength", "fragility") if directed else ("effect",)
+    parts = zip(kinds, score.dims, np.split(effects, len(kinds)), strict=False)
+    centred = {kind: ((dim,), part - part.mean()) for kind, dim, part in parts}
+    explained = 1 - float(rest.var() / observed[pair].var())
     return xr.Dataset(
-        {
-            "residual": (rate.dims, residual),
-            "strength": ((rows,), strength - strength.mean()),
-            "fragility": ((columns,), fragility - fragility.mean()),
-        },
-        {rows: rate[rows].values, columns: rate[columns].values},
-        attrs={"mean": float(observed.mean()), "explained": 1 - float(rest.var() / observed.var())},
+        {"residual": (score.dims, residual)} | centred,
+        dict.fromkeys(score.dims, names),
+        {"mean": float(observed[pair].mean()), "explained": explained},
     )
 
 
-def _symmetric_effects(score: xr.DataArray) -> xr.Dataset:
-    rows, columns = score.dims
-    n, observed = len(score), pairs(score).to_numpy()
-    # Least squares in closed form, since every pair counts once: (n - 2) effect + all effects = row's sum.
-    sums = squareform(observed).sum(axis=1)
-    effects = (sums - sums.sum() / (2 * (n - 1))) / (n - 2)
-    rest = observed - squareform(effects[:, None] + effects, checks=False)
-    residual = squareform(rest)
-    np.fill_diagonal(residual, np.nan)
-    return xr.Dataset(
-        {"residual": (score.dims, residual), "effect": ((rows,), effects - effects.mean())},
-        {rows: score[rows].values, columns: score[columns].values},
-        attrs={"mean": float(observed.mean()), "explained": 1 - float(rest.var() / observed.var())},
-    )
+def _fit(
+    design: NDArray[np.floating], observed: NDArray[np.floating], noise: NDArray[np.floating]
+) -> NDArray[np.floating]:
+    """Fit by least squares, then again with each pair's weight from the variance that is left."""
+    effects, weights = np.zeros(design.shape[1]), np.ones(len(design))
+    for _ in range(2):
+        weighted = design.T * weights
+        effects = np.linalg.lstsq(weighted @ design, weighted @ observed)[0]
+        between = max(0.0, (observed - design @ effects).var() - noise.mean())
+        weights = 1 / (between + noise)
+    return effects
 
 
 def _log_odds(rate: xr.DataArray) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Log-odds of hits, and their counting variance (half a count added to each, after Haldane)."""
-    hits = rate.hits.values + 0.5
-    misses = rate.trials.values - rate.hits.values + 0.5
+    hits, misses = rate.hits.values + 0.5, rate.trials.values - rate.hits.values + 0.5
     return np.log(hits / misses), 1 / hits + 1 / misses
 
 
@@ -390,7 +362,6 @@ def relative_sat(score: xr.DataArray) -> xr.DataArray:
     """
     effects = main_effects(score)
     values = (effects.residual.values + effects.residual.values.T) / 2
-    names = score[score.dims[0]].values
     units = "log of the odds ratio" if "strength" in effects else "log of the ratio of per cents"
-    attributes = {"units": units, "explained": effects.attrs["explained"]}
-    return xr.DataArray(values, dict.fromkeys(_BOTH, names), _BOTH, name="relative SAT", attrs=attributes)
+    names, explained = score[score.dims[0]].values, effects.attrs["explained"]
+    return _matrix(values, names, "relative SAT", units=units, explained=explained)

@@ -75,7 +75,6 @@ def test_counts_and_accuracy_stand_beside_every_score(study):
 
 
 def test_images_without_gradient_stand_beside_the_white_box_success_of_their_source(study):
-    assert "images_without_gradient" not in ms.white_box_success(study).coords
     study["images_without_gradient"] = ("source", [0, 5])
     own = ms.white_box_success(study.isel(source=[1, 0]))
     assert own.to_series().to_dict() == {"b": 0.5, "a": 1.0}
