@@ -8,8 +8,7 @@ import pandas as pd
 import pooch
 import xarray as xr
 
-CACHE_VARIABLE = "MODELSIM_CACHE"
-"""Environment variable that names a folder to read the released files from, in place of the network."""
+from modelsim.scores import labelled
 
 _SOURCE = "https://raw.githubusercontent.com/J-H-Hwang/SAT/79f23d152680b8c0fb3744dcf7a373f21e1e3aea/"
 _SAT = "SAT_release.csv"
@@ -18,11 +17,9 @@ _SHA256 = {
     _SAT: "d2ddbfe54d1a0e8644a9373d2f69de400c2ce06dc2e23c55b0f589d7f7f860f1",
     _COMPONENTS: "8e5c16fbbb12e9d3f83a662029645bbc50bff24082c6ebb3a55ae0e122547f61",
 }
-TODAYS_NAMES = {
-    "gluon_resnet101_v1c": "resnet101c",
-    "gluon_xception65": "xception65",
-    "jx_nest_tiny": "nest_tiny_jx",
-}
+TODAYS_NAMES = dict(
+    gluon_resnet101_v1c="resnet101c", gluon_xception65="xception65", jx_nest_tiny="nest_tiny_jx"
+)
 """timm's present names of three models of the paper; it no longer has Gluon's weights of the second."""
 
 
@@ -62,14 +59,8 @@ def published_sat() -> xr.DataArray:
     arXiv 2210.11407.
     """
     table = _read(_SAT)
-    names = list(table.index)
-    return xr.DataArray(
-        table.loc[names, names].to_numpy(dtype=float),
-        {"model": names, "other": names},
-        ("model", "other"),
-        name="SAT",
-        attrs={"units": "log of per cent", "source": _SOURCE + quote(_SAT)},
-    )
+    values, source = table[table.index].to_numpy(dtype=float), _SOURCE + quote(_SAT)
+    return labelled(values, table.index.tolist(), "SAT", units="log of per cent", source=source)
 
 
 def published_components() -> pd.DataFrame:
@@ -103,25 +94,18 @@ def _read(name: str) -> pd.DataFrame:
 
 
 def _path(name: str) -> Path:
-    folder = os.environ.get(CACHE_VARIABLE)
+    folder = os.environ.get("MODELSIM_CACHE")
     return _given(Path(folder).absolute(), name) if folder else _fetched(name)
 
 
 def _given(folder: Path, name: str) -> Path:
     """Find a file in the folder that the user named, and check its hash."""
-    path = folder / name
+    path, advice = folder / name, f"put {_SOURCE}{quote(name)} there, or unset MODELSIM_CACHE to fetch it"
     if not path.is_file():
         missing = f"has no file {name!r}" if folder.is_dir() else "is not a folder"
-        raise FileNotFoundError(
-            f"{CACHE_VARIABLE} is set to {folder}, which {missing}: "
-            f"put {_SOURCE}{quote(name)} there, or unset {CACHE_VARIABLE} to fetch it"
-        )
-    found = pooch.file_hash(path, alg="sha256")
-    if found != _SHA256[name]:
-        raise ValueError(
-            f"{path} is not the released file: expected SHA-256 {_SHA256[name]}, found {found}. "
-            f"Replace it by {_SOURCE}{quote(name)}, or unset {CACHE_VARIABLE} to fetch it"
-        )
+        raise FileNotFoundError(f"MODELSIM_CACHE is set to {folder}, which {missing}: {advice}")
+    if (found := pooch.file_hash(path)) != _SHA256[name]:
+        raise ValueError(f"{path} is not the released file: SHA-256 {found}, not {_SHA256[name]}; {advice}")
     return path
 
 
@@ -134,6 +118,6 @@ def _fetched(name: str) -> Path:
         return Path(pooch.retrieve(url, _SHA256[name], fname=name, path=folder))
     except OSError as error:  # of the network, or of a home that can't be written
         raise PublishedScoresUnavailable(
-            f"can't fetch {url} into {folder} ({error}). Connect to the network and try again, or download "
-            f"the file elsewhere and set {CACHE_VARIABLE} to the folder that holds it"
+            f"can't fetch {url} into {folder} ({error}). Connect to the network and try again, or "
+            "set MODELSIM_CACHE to a folder that holds the file"
         ) from error

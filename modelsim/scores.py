@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from modelsim.zoo import split_model_name
 
@@ -149,7 +149,8 @@ def _no_trials_message(trials: xr.DataArray) -> str:
     return f"no image is classified correctly by both of {shown}: their scores are NaN"
 
 
-def _matrix(values: NDArray[Any], names: NDArray[Any], name: str, **attributes: object) -> xr.DataArray:
+def labelled(values: NDArray[Any], names: ArrayLike, name: str, **attributes: object) -> xr.DataArray:
+    """Return a matrix (model, other)."""
     return xr.DataArray(values, dict.fromkeys(_BOTH, names), _BOTH, name, attributes)
 
 
@@ -185,7 +186,7 @@ def sat(study: xr.Dataset) -> xr.DataArray:
     """
     rate = transferability(study)
     _check_names(rate)
-    score = _matrix(_symmetric_log(rate.values), rate.source.values, "SAT", units="log of per cent")
+    score = labelled(_symmetric_log(rate.values), rate.source.values, "SAT", units="log of per cent")
     return score.assign_coords(trials=(_BOTH, rate.trials.values), accuracy=("model", rate.accuracy.values))
 
 
@@ -364,4 +365,4 @@ def relative_sat(score: xr.DataArray) -> xr.DataArray:
     values = (effects.residual.values + effects.residual.values.T) / 2
     units = "log of the odds ratio" if "strength" in effects else "log of the ratio of per cents"
     names, explained = score[score.dims[0]].values, effects.attrs["explained"]
-    return _matrix(values, names, "relative SAT", units=units, explained=explained)
+    return labelled(values, names, "relative SAT", units=units, explained=explained)
