@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from modelsim import zoo
 from modelsim.attacks import logits
-from modelsim.images import ImageSet, check_number, check_whole, data_directory, fashion_mnist
+from modelsim.images import ImageSet, check_number, check_whole, fashion_mnist
 from modelsim.study import setting_differences
 from modelsim.workers import check_workers, side_by_side, sole_writer
 from modelsim.zoo import Classifier
@@ -84,6 +84,9 @@ class Recipe:
         return self.epochs * (n_images // self.batch_size)
 
 
+RECIPE = Recipe()  # of the book
+
+
 @dataclass(frozen=True, eq=False)
 class Teacher:
     """What a student is told about the training images beside their labels.
@@ -132,10 +135,8 @@ class Teacher:
         check_number(temperature=self.temperature)
         check_number(least=0, most=1, weight=self.weight)
         if self.logits.ndim != 3 or len(self.logits) != 2:
-            raise ValueError(
-                "a teacher's logits must have shape (2, image, class), for the images and their mirror "
-                f"images, got {tuple(self.logits.shape)}"
-            )
+            shape = tuple(self.logits.shape)
+            raise ValueError(f"logits of images and mirror images must be (2, image, class), got {shape}")
         if not torch.isfinite(self.logits).all():
             raise ValueError("a teacher's logits must be finite, got NaN or infinity among them")
 
@@ -187,9 +188,7 @@ def _step_loss(
 
 
 @torch.inference_mode(mode=False)
-def train(
-    architecture: str, *, seed: int = 0, recipe: Recipe | None = None, progress: bool = True
-) -> Classifier:
+def train(architecture: str, *, seed: int = 0, recipe: Recipe = RECIPE, progress: bool = True) -> Classifier:
     """Train one architecture of the catalogue from scratch on Fashion-MNIST's 60,000 training images.
 
     Examples
@@ -233,7 +232,7 @@ def fit(
     *,
     teacher: Teacher | None = None,
     seed: int = 0,
-    recipe: Recipe | None = None,
+    recipe: Recipe = RECIPE,
     optimiser: str = "muon",
     progress: bool = True,
 ) -> Classifier:
@@ -275,7 +274,6 @@ def fit(
         If the loss or its gradient stops being finite.
     """
     check_whole(least=0, seed=seed)
-    recipe = recipe or Recipe()
     steps, network = recipe.steps(len(images)), cast("Any", classifier.network)
     teacher = _checked_teacher(teacher, images)
     if hasattr(network, "set_distilled_training"):
@@ -283,13 +281,12 @@ def fit(
     classifier.train()
     decay: Any = dict(weight_decay=recipe.weight_decay, fallback_no_weight_decay=True)
     updates = create_optimizer_v2(network, opt=optimiser, lr=recipe.learning_rate, **decay)
-    cycle: Any = dict(total_steps=steps, pct_start=recipe.warm_up, cycle_momentum=False)
-    schedule = OneCycleLR(updates, recipe.learning_rate, **cycle)
+    cycle = OneCycleLR(updates, recipe.learning_rate, steps, pct_start=recipe.warm_up, cycle_momentum=False)
     with torch.random.fork_rng(devices=[]), _single_precision_muon():
         torch.manual_seed(seed)
         batches = _batches(images, recipe, seed=seed)
         losses = (_step_loss(classifier, images, teacher, *batch) for batch in batches)
-        _descend(classifier, tqdm(losses, "training", steps, leave=None, disable=not progress), schedule)
+        _descend(classifier, tqdm(losses, "training", steps, leave=None, disable=not progress), cycle)
     classifier.eval()
     return classifier
 
@@ -311,9 +308,8 @@ def _descend(classifier: nn.Module, losses: "tqdm[Tensor]", schedule: LRSchedule
         loss.backward()
         length = nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
         if not torch.isfinite(length):
-            raise FloatingPointError(
-                f"loss {loss:.3g}, gradient {length:.3g} at step {step}: lower the learning rate"
-            )
+            found = f"loss {loss:.3g}, gradient {length:.3g} at step {step}"
+            raise FloatingPointError(f"{found}: lower the learning rate")
         schedule.optimizer.step()
         schedule.step()
         if step % 50 == 0:
@@ -322,8 +318,7 @@ def _descend(classifier: nn.Module, losses: "tqdm[Tensor]", schedule: LRSchedule
 
 def accuracy(classifier: nn.Module, images: ImageSet) -> float:
     """Share of `images` classified correctly, 0 … 1, in evaluation mode."""
-    right = logits(classifier, images.images).argmax(1) == images.labels
-    return int(right.sum()) / len(images)
+    return float((logits(classifier, images.images).argmax(1) == images.labels).double().mean())
 
 
 def _measured(recipe: Recipe, name: str, *, progress: bool) -> tuple[Classifier, dict[str, str]]:
@@ -350,23 +345,16 @@ def _is_trained(path: Path, recipe: Recipe) -> bool:
     """Tell whether the file of a model is there; raise a ValueError if it is damaged or of another recipe."""
     if not path.exists():
         return False
-    zoo.load_weights(zoo.build(zoo.split_model_name(path.stem)[0]), path)
+    zoo.load_trained(path.stem, folder=path.parent)
     if differences := setting_differences(json.loads(zoo.read_metadata(path)["recipe"]), asdict(recipe)):
-        raise ValueError(
-            f"{path} was trained by another recipe ({'; '.join(differences)}): delete it to train it again"
-        )
+        raise ValueError(f"{path} is of another recipe ({'; '.join(differences)}): delete it to train anew")
     return True
 
 
 def train_zoo(
-    names: Sequence[str],
-    folder: Path | None = None,
-    *,
-    recipe: Recipe | None = None,
-    workers: int = 1,
-    scheduler: str | None = None,
+    names: Sequence[str], *, recipe: Recipe = RECIPE, workers: int = 1, scheduler: str | None = None
 ) -> pd.DataFrame:
-    """Train the models that `folder` doesn't hold yet, and write `training.csv` anew.
+    """Train the models that `data/fashion69/weights` doesn't hold yet, and write its `training.csv` anew.
 
     A run that is killed and started again loses at most the models in progress.
 
@@ -374,8 +362,6 @@ def train_zoo(
     ----------
     names : sequence of str
         Models, such as `"resnet50"` or its second seed `"resnet50-seed1"`.
-    folder : Path, optional
-        Where the weights go; `data/fashion69/weights` by default.
     workers, scheduler
         As for `train_side_by_side`.
 
@@ -387,19 +373,16 @@ def train_zoo(
     Raises
     ------
     ValueError
-        If an architecture is unknown, or a stored model is damaged or was trained by another recipe;
-        nothing has been trained then.
+        If an architecture is unknown, a name is given twice, or a stored model is damaged or was trained by
+        another recipe; nothing has been trained then.
     FloatingPointError
         As `train_side_by_side`.
     BlockingIOError
         If another run writes into the folder.
     """
     check_workers(workers, scheduler)
-    recipe = recipe or Recipe()
-    folder = folder or data_directory() / "fashion69" / "weights"
-    paths = {name: folder / f"{name}.safetensors" for name in names}
-    for name in names:
-        zoo.architecture(zoo.split_model_name(name)[0])
+    folder = zoo.weights_folder()
+    paths = {name: folder / f"{name}.safetensors" for name in zoo.load_zoo(names=names)}
 
     def store(name: str, made: tuple[Classifier, dict[str, str]]) -> None:
         zoo.save_weights(made[0], paths[name], made[1])
@@ -410,7 +393,7 @@ def train_zoo(
         try:
             train_side_by_side(work, missing, store, workers=workers, scheduler=scheduler)
         finally:
-            table = training_table(folder)
+            table = training_table()
             table.to_csv(folder / "training.csv")
     return table
 
@@ -457,8 +440,8 @@ def _attempt(work: _Work, item: object) -> Any:
         torch.set_num_threads(threads)
 
 
-def training_table(folder: Path | None = None) -> pd.DataFrame:
-    """Tabulate the weight files of `folder`: one row a model, read from the files' own metadata.
+def training_table() -> pd.DataFrame:
+    """Tabulate the weight files that ship with the book: one row a model, read from the files' own metadata.
 
     Returns
     -------
@@ -468,10 +451,8 @@ def training_table(folder: Path | None = None) -> pd.DataFrame:
         one thread), `parameters`, `flops` (of one image), `recipe` (JSON),
         `torch`, `timm` (versions).
     """
-    folder = folder or data_directory() / "fashion69" / "weights"
-    paths = sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)
-    rows = {path.stem: zoo.read_metadata(path) for path in paths}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+    rows = {path.stem: zoo.read_metadata(path) for path in zoo.weights_folder().glob("*.safetensors")}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").sort_index()
     numbers = {"seed": int, "test_accuracy": float, "seconds": int, "parameters": int, "flops": int}
     columns = ["architecture", *numbers, "recipe", "torch", "timm"]
     return table.reindex(columns=columns).astype(numbers)

@@ -303,7 +303,13 @@ class Zoo(Mapping[str, nn.Module]):
         return len(self._names)
 
 
-def _load_trained(name: str, *, folder: Path) -> Classifier:
+def weights_folder() -> Path:
+    """Return where the weights of the embedded zoo are."""
+    return data_directory() / "fashion69" / "weights"
+
+
+def load_trained(name: str, *, folder: Path) -> Classifier:
+    """Load one classifier of a folder of weights."""
     classifier = build(split_model_name(name)[0])
     load_weights(classifier, folder / f"{name}.safetensors")
     return classifier.eval()
@@ -332,8 +338,8 @@ def load_zoo(study: str = "fashion69", *, names: str | Sequence[str] | None = No
     """
     if study != "fashion69":
         raise ValueError(unknown_name_message("study", study, ["fashion69"]))
-    folder = data_directory() / study / "weights"
-    zoo = Zoo(list(CATALOGUE) if names is None else names, partial(_load_trained, folder=folder))
+    load = partial(load_trained, folder=weights_folder())
+    zoo = Zoo(list(CATALOGUE) if names is None else names, load)
     for name in zoo:
         architecture(split_model_name(name)[0])
     return zoo

@@ -258,7 +258,7 @@ def test_failing_model_is_named_after_the_others_are_trained_and_noted(small_dat
     monkeypatch.setattr(training, "train", failing)
     with pytest.raises(FloatingPointError, match=f"{NAME}-seed1: loss is nan. The 2 others are trained"):
         training.train_zoo([f"{NAME}-seed1", NAME, f"{NAME}-seed2"], recipe=QUICK)
-    assert set(ms.training_table(small_data).index) == {NAME, f"{NAME}-seed2"}
+    assert set(ms.training_table().index) == {NAME, f"{NAME}-seed2"}
     assert len((small_data / "training.csv").read_text().splitlines()) == 3
 
 
@@ -274,14 +274,14 @@ def test_model_that_does_not_fit_into_half_precision_takes_no_other_with_it(smal
     monkeypatch.setattr(training, "train", large)
     with pytest.raises(FloatingPointError, match=rf"{NAME}-seed1: .*infinite.* The 1 others are trained"):
         training.train_zoo([f"{NAME}-seed1", NAME], recipe=QUICK)
-    assert set(ms.training_table(small_data).index) == {NAME}
+    assert set(ms.training_table().index) == {NAME}
 
 
 def test_two_workers_report_every_diverging_model(small_data):
     recipe = ms.Recipe(epochs=3, batch_size=5, learning_rate=1e30)
     with pytest.raises(FloatingPointError, match=rf"{NAME}(-seed1)?: loss nan.*; {NAME}.*The 0 others"):
         training.train_zoo([NAME, f"{NAME}-seed1"], recipe=recipe, workers=2)
-    assert ms.training_table(small_data).empty
+    assert ms.training_table().empty
 
 
 def test_weights_do_not_depend_on_the_number_of_threads_which_stays(small_data, alone):
@@ -358,7 +358,7 @@ def test_unknown_name_is_found_before_anything_is_trained(small_data, no_trainin
 
 
 def test_table_tells_what_is_true_of_the_stored_weights(trained):
-    table = ms.training_table(trained.parent)
+    table = ms.training_table()
     row, classifier = table.loc[NAME], ms.load_zoo(names=[NAME])[NAME]
     assert row.test_accuracy == pytest.approx(ms.accuracy(classifier, ms.fashion_mnist("test")), abs=5e-5)
     assert (row.architecture, row.seed) == (NAME, 0)
@@ -369,8 +369,8 @@ def test_table_tells_what_is_true_of_the_stored_weights(trained):
     pd.testing.assert_frame_equal(written, table, check_dtype=False)
 
 
-def test_table_of_a_folder_without_weights_has_no_rows(tmp_path):
-    assert len(ms.training_table(tmp_path)) == 0
+def test_table_of_a_folder_without_weights_has_no_rows(small_data):
+    assert len(ms.training_table()) == 0
 
 
 def test_every_architecture_is_shipped_and_twelve_of_them_with_two_further_seeds():
