@@ -36,8 +36,7 @@ def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
     """
     if not isinstance(classifier, nn.Module):
         raise TypeError(
-            f"a classifier must be a torch.nn.Module, got {type(classifier).__name__}: "
-            "call a function from the forward of a module"
+            f"a classifier must be a torch.nn.Module, got {type(classifier).__name__}: wrap it in one"
         )
     tensors = [*classifier.parameters(), *classifier.buffers()]
     device = tensors[0].device.type if tensors else "cpu"
@@ -121,8 +120,7 @@ def _input_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> Te
         gradient = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
         if gradient is None:
             raise ValueError(
-                "its logits don't follow from its images by operations that can be differentiated: "
-                "look for no_grad, detach, item or argmax in its forward"
+                "its logits can't be differentiated by its images: look for no_grad, detach or argmax in it"
             )
         gradients.append(gradient)
     return torch.cat(gradients)

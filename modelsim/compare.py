@@ -134,8 +134,7 @@ def _extended(
     clean: NDArray[np.int16],
 ) -> xr.Dataset:
     names = [*study.source.values.tolist(), name]
-    kept = study.drop_vars(["model_sha256", "perturbation", "clean_probability"], errors="ignore")
-    kept = kept.drop_dims("test_image", errors="ignore")
+    kept = study.drop_dims(["test_image", "channel"], errors="ignore").drop_vars("model_sha256")
     extended = kept.reindex(source=names, target=names, fill_value=-1)
     extended.clean_prediction.loc[{"target": name}] = clean
     extended.adversarial_prediction.loc[{"source": names[:-1], "target": name}] = np.stack(column)

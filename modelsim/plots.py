@@ -141,9 +141,8 @@ def model_map(
     points = place.values
     stretched = points * [1, 4]  # names are wide: points at one height are the ones in each other's way
     apart = cdist(stretched, stretched) + np.diag(np.full(len(points), np.inf))
-    for name, point, nearest in zip(
-        similarity[similarity.dims[0]].values, points, apart.argmin(0), strict=True
-    ):
+    models = similarity[similarity.dims[0]].values
+    for name, point, nearest in zip(models, points, apart.argmin(0), strict=True):
         ax.scatter(point[0], point[1], s=70, color=BASE_COLOURS[groups[name]])
         if not names:
             continue

@@ -111,15 +111,14 @@ class Engine:
 
     def _attacked(self, network: nn.Module, start: int) -> Tensor:
         part = self.images[start : start + self.batch_size]
-        settings = {key: value for key, value in attack_settings(self.attack).items() if key == "seed"}
-        advanced = {key: value + start for key, value in settings.items() if value is not None}
+        seed = attack_settings(self.attack).get("seed")
+        advanced = {} if seed is None else {"seed": seed + start}
         x, y = part.images.to(self.device), part.labels.to(self.device)
-        batch = self.attack(network, x.clone(), y, **advanced)
-        batch = batch.detach() if isinstance(batch, Tensor) else batch
-        check_images(batch)
-        if batch.shape != x.shape:
-            raise ValueError(f"the attack turned {tuple(x.shape)} into {tuple(batch.shape)}")
-        return batch.cpu()
+        made = self.attack(network, x.clone(), y, **advanced)
+        check_images(made.detach() if isinstance(made, Tensor) else made)
+        if made.shape != x.shape:
+            raise ValueError(f"the attack turned {tuple(x.shape)} into {tuple(made.shape)}")
+        return made.detach().cpu()
 
     def logits(self, name: str, canvas: Tensor, *, batch_size: int = 100) -> Tensor:
         """Return the logits (image, class) of a network, which must have the classes of the images."""
@@ -368,9 +367,7 @@ def _check_worker(store: Store) -> None:
     if not store.path.is_dir():
         raise FileNotFoundError(f"a worker finds no {store.path}: give an `out` on a disk that all share")
     if (ours := _versions()) != (others := store.settings["versions"]):
-        raise ValueError(
-            f"a worker has {ours}, the study is made with {others}: give all workers one environment"
-        )
+        raise ValueError(f"a worker has {ours}, the study has {others}: give all workers one environment")
 
 
 def concerns(study: xr.Dataset, names: Sequence[str]) -> Iterator[str]:
