@@ -284,3 +284,10 @@ def test_weight_file_can_be_read_without_this_package(stored):
     weights = safetensors.torch.load_file(stored)
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float16}
     assert json.loads(read_metadata(stored)["recipe"]) == {}
+
+
+def test_flops_are_counted_on_shapes_alone_too():
+    """As pages do for networks of full size, on torch's meta device."""
+    with torch.device("meta"):
+        counted = count_flops(tiny.convolutional(1).to("meta"), (1, 8, 8))
+    assert counted == count_flops(tiny.convolutional(1), (1, 8, 8)) > 0
