@@ -39,8 +39,7 @@ def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
             f"a classifier must be a torch.nn.Module, got {type(classifier).__name__}: wrap it in one"
         )
     tensors = [*classifier.parameters(), *classifier.buffers()]
-    kinds = (tensor.device.type for tensor in tensors)
-    device = next(filter(torch.amp.is_autocast_available, kinds), "cpu")
+    device = next(filter(torch.amp.is_autocast_available, (t.device.type for t in tensors)), "cpu")
     with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast(device, enabled=False):
         if any(tensor.is_inference() for tensor in tensors):
             classifier = copy.deepcopy(classifier)
