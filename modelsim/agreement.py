@@ -51,7 +51,7 @@ def agreement(
 ) -> Agreement:
     """Compare two similarity matrices of the same models, pair by pair.
 
-    Floats that share a model are not independent. So the test shuffles models, not pairs, and the
+    Pairs that share a model are not independent. So the test shuffles models, not pairs, and the
     interval draws models with replacement (pairs of a model with its own copy are left out, and so are
     draws in which one matrix has a single value).
 
