@@ -1,27 +1,9 @@
-import ast
-import json
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import xarray as xr
 
 import modelsim as ms
-
-BOOK = Path(__file__).resolve().parents[1] / "book"
-
-
-def page(name):
-    """Load what a page imports and the functions that it defines, but run no cell."""
-    cells = json.loads((BOOK / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef)
-    module = ast.Module([node for node in ast.parse(source).body if isinstance(node, kept)], [])
-    names = {}
-    exec(compile(module, f"{name}.ipynb", "exec"), names)
-    return SimpleNamespace(**names)
-
+from pages import page
 
 matrix_page = page("matrix")
 mean_by_relation = matrix_page.mean_by_relation

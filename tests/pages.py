@@ -1,0 +1,35 @@
+"""What a page defines, for the tests: its imports, its functions and its plain constants; no cell is run."""
+
+import ast
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+BOOK = Path(__file__).resolve().parents[1] / "book"
+
+
+def code_cells(name: str) -> list[str]:
+    cells = json.loads((BOOK / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def _is_constant(node: ast.stmt) -> bool:
+    if not isinstance(node, ast.Assign):
+        return False
+    try:
+        ast.literal_eval(node.value)
+    except ValueError:
+        return False
+    return True
+
+
+def page(name: str) -> SimpleNamespace:
+    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef)
+    nodes = [
+        node
+        for node in ast.parse("\n".join(code_cells(name))).body
+        if isinstance(node, kept) or _is_constant(node)
+    ]
+    names: dict[str, object] = {}
+    exec(compile(ast.Module(nodes, []), f"{name}.ipynb", "exec"), names)
+    return SimpleNamespace(**names)
