@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import xarray as xr
+from pages import page
 
 import modelsim as ms
-from pages import page
 
 matrix_page = page("matrix")
 mean_by_relation = matrix_page.mean_by_relation
