@@ -16,12 +16,12 @@ from tqdm import tqdm
 from modelsim import attacks
 from modelsim.images import ImageSet, fashion_mnist
 from modelsim.study import (
-    adversarial_images,
     check_same_predictions,
     images_of,
     perturbed,
     plain_attributes,
     setting_differences,
+    stored_change,
 )
 from modelsim.transfer import Attack, Engine, concerns, default_device, describe_attack
 from modelsim.zoo import check_names, load_zoo, unknown_name_message
@@ -121,7 +121,7 @@ def _measured(
             bar.update()
             return engine.predictions(target, canvas)
 
-        column = [shown(name, adversarial_images(study, other, engine.images)) for other in others]
+        column = [shown(name, perturbed(engine.images, stored_change(study, other))) for other in others]
         mine = perturbed(engine.images, engine.perturbation(name, bar.update))
         return [shown(target, mine) for target in (*others, name)], column
 

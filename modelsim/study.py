@@ -479,6 +479,11 @@ def adversarial_images(study: xr.Dataset, source: str, images: ImageSet) -> Tens
     ValueError
         If `images` is another set than the study's, `source` is not in it, or it keeps no perturbations.
     """
+    return perturbed(images_of(study, images), stored_change(study, source))
+
+
+def stored_change(study: xr.Dataset, source: str) -> NDArray[np.int8]:
+    """Return the perturbations made on one source (image, channel, y, x), or say why there are none."""
     if source not in study.source:
         raise ValueError(f"{source!r} is not a source of the study: it has {', '.join(study.source.values)}")
     if "perturbation" not in study:
@@ -486,7 +491,8 @@ def adversarial_images(study: xr.Dataset, source: str, images: ImageSet) -> Tens
             "the study was made without perturbations, so its adversarial images can't be rebuilt: attack "
             f"{source} anew, or give `transfer` a zoo with one more model, which attacks all sources anew"
         )
-    return perturbed(images_of(study, images), study.perturbation.sel(source=source).values)
+    change: NDArray[np.int8] = study.perturbation.sel(source=source).values
+    return change
 
 
 def to_8_bit(images: Tensor) -> Tensor:
