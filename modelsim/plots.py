@@ -1,7 +1,7 @@
 """Figures. Each function draws on an Axes (or makes a figure where it needs several) and returns it."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,18 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from scipy.spatial.distance import cdist
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import cdist, squareform
+from sklearn.manifold import MDS, TSNE
 from torch import Tensor, nn
 
-from modelsim import clustering
+from modelsim.clustering import distance
 from modelsim.scores import pairs
+
+Labels: TypeAlias = Mapping[str, Any] | pd.Series
+"""A label for every model, such as its base or its cluster; a model without one is drawn grey."""
 
 BASE_COLOURS: Mapping[str, str] = {
     "CNN": "#0072B2",
@@ -26,97 +33,95 @@ BASE_COLOURS: Mapping[str, str] = {
 }
 """One colour a base architecture (Okabe and Ito's, told apart by colour-blind readers)."""
 
+UNLABELLED = "without a label"
+_GREY = "#999999"
 _MOST_NUMBERS = 16
-"""Models up to which a matrix is drawn with its numbers."""
+"""Models up to which a matrix is drawn with its numbers, and a map with all names."""
+_MOST_NAMES = 40
+"""Models up to which a matrix is drawn with their names."""
 
 
-def heatmap(
-    matrix: xr.DataArray,
-    ax: Axes | None = None,
-    *,
-    fmt: str = ".2f",
-    label: str | None = None,
-    cmap: str = "mako",
-) -> Axes:
-    """Draw a labelled matrix, rows from top to bottom, with its numbers where there is room for them."""
-    numbers = max(matrix.shape) <= _MOST_NUMBERS
-    width, height = (0.5, 0.42) if numbers else (0.14, 0.13)
-    ax = ax or plt.subplots(figsize=(width * matrix.shape[1] + 2.4, height * matrix.shape[0] + 1.6))[1]
-    title = label or str(matrix.name)
-    sns.heatmap(
-        matrix.to_pandas(),
-        ax=ax,
-        annot=numbers,
-        fmt=fmt,
-        xticklabels=True,
-        yticklabels=True,
-        cmap=cmap,
-        cbar_kws={"label": title},
-        annot_kws={"size": 8},
-    )
-    ax.set(xlabel=matrix.dims[1], ylabel=matrix.dims[0])
-    ax.tick_params(axis="x", rotation=45 if numbers else 90)
-    if numbers:
-        plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
-    else:
-        ax.tick_params(labelsize=6)
-    return ax
+def label_colours(labels: Iterable[Any]) -> dict[Any, str]:
+    """Return a colour for every label: a base's own, the others' from a palette, in the order of their names.
+
+    Examples
+    --------
+    >>> label_colours(["CNN", "NAS"])
+    {'CNN': '#0072B2', 'NAS': '#E69F00'}
+    """
+    present = set(labels)
+    others = sorted((label for label in present if label not in BASE_COLOURS and pd.notna(label)), key=str)
+    palette = sns.color_palette("husl", len(others)).as_hex()
+    bases = {base: colour for base, colour in BASE_COLOURS.items() if base in present}
+    return bases | dict(zip(others, palette, strict=True))
 
 
-def clustered_heatmap(similarity: xr.DataArray, groups: Mapping[str, str]) -> Figure:
+def legend_for_groups(ax: Axes, groups: Iterable[Any], **options: Any) -> None:
+    """Add a legend entry for every label among `groups`; None and NaN are models without one."""
+    groups = list(groups)
+    for label, colour in label_colours(groups).items():
+        ax.scatter([], [], color=colour, label=str(label))
+    if any(pd.isna(label) for label in groups):
+        ax.scatter([], [], color=_GREY, label=UNLABELLED)
+    ax.legend(frameon=False, **options)
+
+
+def _labels_and_colours(models: Iterable[str], groups: Labels) -> tuple[list[Any], list[str]]:
+    labels = [groups.get(name) for name in models]
+    colours = label_colours(labels)
+    return labels, [colours.get(label, _GREY) for label in labels]
+
+
+def clustered_heatmap(similarity: xr.DataArray, groups: Labels) -> Figure:
     """Draw a similarity matrix in the order of its average-linkage tree.
+
+    Up to 16 models have their numbers and up to 40 their names; of more, the strips tell the groups.
 
     Parameters
     ----------
     similarity : DataArray
         Symmetric, such as SAT.
-    groups : mapping
-        Base of every model, for the coloured strips.
+    groups : mapping or Series
+        Label of every model, such as its base, for the coloured strips; a model without one is grey.
     """
     frame = similarity.to_pandas()
-    links = clustering.tree(similarity)
-    colours = pd.Series({name: BASE_COLOURS[groups[name]] for name in frame.index}, name="base")
-    off_diagonal = similarity.values[~np.eye(len(frame), dtype=bool)]
+    links = linkage(squareform(distance(similarity).values, checks=False), "average", optimal_ordering=True)
+    labels, colours = _labels_and_colours(frame.index, groups)
+    strip = pd.Series(colours, frame.index, name="")
+    names = len(frame) <= _MOST_NAMES
     grid = sns.clustermap(
         frame,
         row_linkage=links,
         col_linkage=links,
-        row_colors=colours,
-        col_colors=colours,
+        row_colors=strip,
+        col_colors=strip,
         cmap="mako",
-        vmax=off_diagonal.max(),
-        figsize=(9, 9),
+        vmax=similarity.values[~np.eye(len(frame), dtype=bool)].max(),
+        figsize=(7, 7),
         annot=len(frame) <= _MOST_NUMBERS,
         fmt=".1f",
         annot_kws={"size": 8},
-        xticklabels=True,
-        yticklabels=True,
+        xticklabels=names,
+        yticklabels=names,
         dendrogram_ratio=0.14,
-        cbar_pos=(0.02, 0.85, 0.03, 0.13),
+        cbar_pos=(0.03, 0.84, 0.03, 0.13),
         cbar_kws={"label": str(similarity.name)},
     )
     grid.ax_heatmap.set(xlabel="", ylabel="")
-    grid.ax_heatmap.tick_params(labelsize=min(10, 420 / len(frame)))
-    legend_for_groups(grid.ax_col_dendrogram, groups.values(), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    grid.ax_heatmap.tick_params(labelsize=min(10, 320 / len(frame)))
+    grid.ax_row_colors.set(xticks=[])
+    grid.ax_col_colors.set(yticks=[])
+    legend_for_groups(grid.ax_col_dendrogram, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return grid.figure
-
-
-def legend_for_groups(ax: Axes, groups: Iterable[str], **options: Any) -> None:
-    """Add one legend entry for every base among `groups`."""
-    present = set(groups)
-    for base, colour in BASE_COLOURS.items():
-        if base in present:
-            ax.scatter([], [], color=colour, label=base)
-    ax.legend(frameon=False, **options)
 
 
 def model_map(
     similarity: xr.DataArray,
-    groups: Mapping[str, str],
+    groups: Labels,
     ax: Axes | None = None,
     *,
     method: Literal["mds", "tsne"] = "mds",
-    names: bool = True,
+    names: bool | Collection[str] = True,
     seed: int = 0,
 ) -> Axes:
     """Place models in the plane, near where they are similar; colour by base.
@@ -125,54 +130,71 @@ def model_map(
     ----------
     similarity : DataArray
         Symmetric, such as SAT.
-    groups : mapping
-        Base of every model.
+    groups : mapping or Series
+        Label of every model, such as its base or its cluster; a model without one is grey.
     ax : Axes, optional
         Where to draw.
     method : {"mds", "tsne"}
         MDS keeps distances, t-SNE neighbours.
-    names : bool
-        Write the names beside the points; better not for dozens.
+    names : bool or collection of str
+        Whose names to write. True is all of up to 16 models; of more, the one nearest to the middle of
+        each label.
     seed : int
         Of the embedding.
     """
-    ax = ax or plt.subplots(figsize=(8, 6))[1]
-    place = clustering.embed(similarity, method=method, seed=seed)
-    points = place.values
-    stretched = points * [1, 4]  # names are wide: points at one height are the ones in each other's way
-    apart = cdist(stretched, stretched) + np.diag(np.full(len(points), np.inf))
-    models = similarity[similarity.dims[0]].values
-    for name, point, nearest in zip(models, points, apart.argmin(0), strict=True):
-        ax.scatter(point[0], point[1], s=70, color=BASE_COLOURS[groups[name]])
-        if not names:
-            continue
-        # The name goes on the side away from the nearest other point, so that few overlap.
-        shift, side = ((7, -3), "left") if point[0] > points[nearest, 0] else ((-7, -3), "right")
-        ax.annotate(name, point, xytext=shift, textcoords="offset points", ha=side, fontsize=8)
+    ax = ax or plt.subplots(figsize=(6.5, 5.5), layout="constrained")[1]
+    points = _places(similarity, method=method, seed=seed)
+    models = [str(name) for name in similarity[similarity.dims[0]].values]
+    labels, colours = _labels_and_colours(models, groups)
+    ax.scatter(points[:, 0], points[:, 1], s=90, c=colours, edgecolors="white", linewidths=0.8)
+    if isinstance(names, bool):
+        names = _few_names(models, points, labels) if names else []
+    _write_names(ax, dict(zip(models, points, strict=True)), names)
     if method == "mds":
-        ax.set(xlabel="log units of SAT", ylabel="log units of SAT")
+        ax.set(xlabel=f"log units of {similarity.name}", ylabel=f"log units of {similarity.name}")
     else:
         ax.set(xticks=[], yticks=[])
-    ax.set_aspect("equal")
-    ax.margins(0.38 if names else 0.05, 0.12)
-    beside = {} if names else {"bbox_to_anchor": (1, 1), "fontsize": 8}
-    legend_for_groups(ax, groups.values(), loc="best" if names else "upper left", **beside)
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.margins(0.25 if len(names) else 0.05, 0.08)
+    legend_for_groups(ax, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return ax
 
 
-def pairs_with_intervals(
-    score: xr.DataArray, bounds: xr.DataArray, model: str, ax: Axes | None = None, *, most: int | None = None
-) -> Axes:
-    """Draw one model's score with others (the `most` similar only), with intervals, most similar on top."""
-    row = score.sel({score.dims[0]: model}).drop_sel({score.dims[1]: model})
-    row = row[np.argsort(row.values)][-most if most else None :]
-    low, high = bounds.sel({score.dims[0]: model, score.dims[1]: row[score.dims[1]].values}).values
-    ax = ax or plt.subplots(figsize=(7, 0.32 * len(row) + 1.2))[1]
-    names = row[score.dims[1]].values
-    ax.errorbar(row.values, names, xerr=[row.values - low, high - row.values], fmt="o", capsize=3)
-    ax.set(xlabel=f"{score.name} with {model}")
-    ax.grid(axis="x", alpha=0.3)
-    return ax
+def _places(similarity: xr.DataArray, *, method: str, seed: int) -> NDArray[np.floating]:
+    """Place the models (model, 2) by their distance; t-SNE starts from the map of MDS."""
+    if method not in ("mds", "tsne"):
+        raise ValueError(f"method must be 'mds' or 'tsne', got {method!r}")
+    apart = distance(similarity).values
+    given: dict[str, Any] = {"metric": "precomputed", "random_state": seed}
+    scaling = MDS(2, metric_mds=True, init="classical_mds", n_init=1, normalized_stress=True, **given)
+    place: NDArray[np.floating] = scaling.fit_transform(apart)
+    if method == "mds":
+        return place
+    start = place / place.std() * 1e-4  # as scikit-learn scales its own start from PCA
+    perplexity = min(30.0, (len(apart) - 1) / 3)
+    return np.asarray(
+        TSNE(2, perplexity=perplexity, method="exact", init=start, **given).fit_transform(apart)
+    )
+
+
+def _few_names(models: list[str], points: NDArray[np.floating], labels: list[Any]) -> list[str]:
+    if len(models) <= _MOST_NUMBERS:
+        return models
+    table = pd.DataFrame(points, models).groupby(labels)
+    off = pd.DataFrame(points, models) - table.transform("median")
+    return (off**2).sum(axis=1).groupby(labels).idxmin().tolist()
+
+
+def _write_names(ax: Axes, places: Mapping[str, NDArray[np.floating]], names: Iterable[str]) -> None:
+    """Write each name on the side of its point where the nearest other point is farthest."""
+    points = np.array(list(places.values())) * [1, 4]  # names are wide: what is at one height is in the way
+    width = np.ptp(points[:, 0]) / 8
+    for name in names:
+        x, y = places[name]
+        right, left = cdist([[x + width, 4 * y], [x - width, 4 * y]], points).min(axis=1)
+        shift, side = ((7, -3), "left") if right > left else ((-7, -3), "right")
+        text = ax.annotate(name, (x, y), xytext=shift, textcoords="offset points", ha=side, fontsize=9)
+        text.set_path_effects([withStroke(linewidth=3, foreground="white")])
 
 
 def image_grid(
@@ -235,7 +257,7 @@ def feature_maps(network: nn.Module, input_size: int, ax: Axes | None = None) ->
 
 
 def agreement_scatter(
-    first: xr.DataArray, second: xr.DataArray, groups: Mapping[str, str], ax: Axes | None = None
+    first: xr.DataArray, second: xr.DataArray, groups: Labels, ax: Axes | None = None
 ) -> Axes:
     """Draw every pair of models by its value in two symmetric matrices; pairs of one group are coloured.
 
@@ -243,20 +265,19 @@ def agreement_scatter(
     ----------
     first, second : DataArray
         Symmetric, such as SAT in two studies; the models of both are drawn.
-    groups : mapping
-        Base of every model.
+    groups : mapping or Series
+        Label of every model, such as its base. Pairs with a model without one are grey too.
     ax : Axes, optional
         Where to draw.
     """
     ax = ax or plt.subplots(figsize=(6, 5))[1]
     names = [name for name in first[first.dims[0]].values if name in second[second.dims[0]].values]
     x, y = (pairs(matrix.sel(dict.fromkeys(matrix.dims, names))) for matrix in (first, second))
-    bases, others = (x.index.get_level_values(end).map(groups) for end in ("model", "other"))
-    one_base = bases == others
+    labels, others = (x.index.get_level_values(end).map(groups.get) for end in ("model", "other"))
+    one_base = (labels == others) & labels.notna()
     ax.scatter(x[~one_base], y[~one_base], s=14, color="0.75", label="two bases")
-    for base, colour in BASE_COLOURS.items():
-        chosen = one_base & (bases == base)
-        if chosen.any():
-            ax.scatter(x[chosen], y[chosen], s=18, color=colour, label=f"both {base}")
+    for label, colour in label_colours(labels[one_base]).items():
+        chosen = one_base & (labels == label)
+        ax.scatter(x[chosen], y[chosen], s=18, color=colour, label=f"both {label}")
     ax.legend(frameon=False, fontsize=8)
     return ax
