@@ -88,25 +88,13 @@ def clustered_heatmap(similarity: xr.DataArray, groups: Labels) -> Figure:
     links = linkage(squareform(distance(similarity).values, checks=False), "average", optimal_ordering=True)
     labels, colours = _labels_and_colours(frame.index, groups)
     strip = pd.Series(colours, frame.index, name="")
-    names = len(frame) <= _MOST_NAMES
-    grid = sns.clustermap(
-        frame,
-        row_linkage=links,
-        col_linkage=links,
-        row_colors=strip,
-        col_colors=strip,
-        cmap="mako",
-        vmax=similarity.values[~np.eye(len(frame), dtype=bool)].max(),
-        figsize=(7, 7),
-        annot=len(frame) <= _MOST_NUMBERS,
-        fmt=".1f",
-        annot_kws={"size": 8},
-        xticklabels=names,
-        yticklabels=names,
-        dendrogram_ratio=0.14,
-        cbar_pos=(0.03, 0.84, 0.03, 0.13),
-        cbar_kws={"label": str(similarity.name)},
-    )
+    trees = {"row_linkage": links, "col_linkage": links, "row_colors": strip, "col_colors": strip}
+    numbers = {"annot": len(frame) <= _MOST_NUMBERS, "fmt": ".1f", "annot_kws": {"size": 8}}
+    ticks = dict.fromkeys(["xticklabels", "yticklabels"], len(frame) <= _MOST_NAMES)
+    bar = {"cbar_pos": (0.03, 0.84, 0.03, 0.13), "cbar_kws": {"label": str(similarity.name)}}
+    most = similarity.values[~np.eye(len(frame), dtype=bool)].max()
+    shape = {"vmax": most, "figsize": (7, 7), "dendrogram_ratio": 0.14}
+    grid = sns.clustermap(frame, cmap="mako", **trees, **numbers, **ticks, **bar, **shape)
     grid.ax_heatmap.set(xlabel="", ylabel="")
     grid.ax_heatmap.tick_params(labelsize=min(10, 320 / len(frame)))
     grid.ax_row_colors.set(xticks=[])
