@@ -2,13 +2,13 @@
 
 __version__ = "0.1.0"
 
-from modelsim.agreement import RELATIONS, agreement, relations
+from modelsim.agreement import RELATIONS, agreement, jackknife, relations
 from modelsim.attacks import fgsm, pgd
 from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.clustering import distance, perturbed, spectral_clusters
 from modelsim.compare import compare
 from modelsim.components import components, components_table, disagreements, read_components
-from modelsim.ensembles import member_sets
+from modelsim.ensembles import member_sets, vote
 from modelsim.images import ImageSet, data_directory, fashion_mnist
 from modelsim.published import PublishedScoresUnavailable, published_components, published_sat
 from modelsim.scores import (
@@ -31,9 +31,9 @@ __all__ = [
     "CATALOGUE", "RELATIONS", "Architecture", "Classifier", "ImageSet", "PublishedScoresUnavailable",
     "Recipe", "Teacher", "Zoo", "accuracy", "adversarial_images", "agreement", "build", "compare",
     "components", "components_table", "data_directory", "disagreements", "distance", "fashion_mnist",
-    "fgsm", "first_seeds", "fit", "interval", "load_zoo", "main_effects", "member_sets", "open_study",
-    "pairs", "perturbed", "pgd", "published_components", "published_sat", "read_components",
+    "fgsm", "first_seeds", "fit", "interval", "jackknife", "load_zoo", "main_effects", "member_sets",
+    "open_study", "pairs", "perturbed", "pgd", "published_components", "published_sat", "read_components",
     "relations", "relative_sat", "sat", "spectral_clusters", "train", "training_table", "transfer",
-    "transferability", "white_box_success",
+    "transferability", "vote", "white_box_success",
 ]
 # fmt: on

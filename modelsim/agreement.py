@@ -1,14 +1,15 @@
 """How far two similarity matrices of the same models agree, and what else could explain it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import squareform
 from scipy.stats import permutation_test, rankdata
+from scipy.stats import t as student
 
 from modelsim.scores import check_matrix
 from modelsim.zoo import architecture, split_model_name
@@ -173,3 +174,60 @@ def relations(names: Sequence[str]) -> xr.DataArray:
     same = np.array(built)[:, None] == np.array(built), bases[:, None] == bases
     values = np.select(same, RELATIONS[:2], RELATIONS[2])
     return xr.DataArray(values, {"model": list(names), "other": list(names)}, ("model", "other"))
+
+
+class Jackknife(NamedTuple):
+    """Outcome of `jackknife`: arrays of the statistic's shape."""
+
+    estimate: Floats
+    error: Floats
+    low: Floats
+    high: Floats
+
+
+def jackknife(
+    statistic: Callable[[list[str]], ArrayLike],
+    names: Sequence[str],
+    *,
+    groups: Mapping[str, Hashable] | None = None,
+    level: float = 0.95,
+) -> Jackknife:
+    """Bound what is computed from models, by leaving out one architecture after the other.
+
+    For means and correlations over pairs or sets of models, which share their members. (A bootstrap would
+    draw models twice, and few sets have no member twice then.)
+
+    Examples
+    --------
+    >>> score = sat(study)
+    >>> jackknife(lambda kept: pairs(score.sel(model=kept, other=kept)).mean(), score.model.values)
+
+    Parameters
+    ----------
+    statistic : callable
+        Takes names of the models kept, in the order of `names`; returns a number or an array.
+    names : sequence of str
+        All models.
+    groups : mapping, optional
+        What is left out together, by name; by default the seeds of an architecture.
+    level : float
+        Coverage of the interval, 0 … 1; by Student's t.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than four groups.
+
+    References
+    ----------
+    Arvesen, *Jackknifing U-statistics*, Annals of Mathematical Statistics, 1969.
+    """
+    owners = {name: split_model_name(name)[0] if groups is None else groups[name] for name in names}
+    units = list(dict.fromkeys(owners.values()))
+    if (n := len(units)) < 4:
+        raise ValueError(f"a jackknife needs four groups of models or more, got {n}: {units}")
+    whole = np.asarray(statistic(list(names)), dtype=float)
+    each = np.array([statistic([name for name in names if owners[name] != unit]) for unit in units])
+    error = np.sqrt((n - 1) / n * ((each - each.mean(axis=0)) ** 2).sum(axis=0))
+    half = student.ppf((1 + level) / 2, n - 1) * error
+    return Jackknife(whole, error, whole - half, whole + half)

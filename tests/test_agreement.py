@@ -177,3 +177,24 @@ def test_relations_follow_from_names():
         "two bases",
     ]
     assert (found.values == found.values.T).all()
+
+
+def test_jackknife_of_a_mean_is_the_textbooks_standard_error():
+    value = dict(zip("abcdefgh", np.random.default_rng(0).normal(size=8), strict=True))
+    found = ms.jackknife(lambda kept: [np.mean([value[name] for name in kept]), 1], list(value), level=0.8)
+    sample = list(value.values())
+    assert found.estimate == pytest.approx([np.mean(sample), 1])
+    assert found.error == pytest.approx([np.std(sample, ddof=1) / np.sqrt(8), 0])
+    assert found.high - found.low == pytest.approx(2 * 1.414924 * found.error)  # Student's t of 7, 80 %
+
+
+def test_jackknife_leaves_out_seeds_of_an_architecture_together():
+    names, left = ["a", "b", "c", "d", "a-seed1", "b-seed2"], []
+    ms.jackknife(lambda kept: left.append(sorted(set(names) - set(kept))) or 0, names)
+    assert left == [[], ["a", "a-seed1"], ["b", "b-seed2"], ["c"], ["d"]]
+    groups = dict(zip(names, [1, 2, 3, 4, 5, 5], strict=True))
+    left.clear()
+    ms.jackknife(lambda kept: left.append(len(kept)) or 0, names, groups=groups)
+    assert left == [6, 5, 5, 5, 5, 4]
+    with pytest.raises(ValueError, match=r"four groups .* got 3: \['a', 'b', 'c'\]"):
+        ms.jackknife(len, ["a", "b", "b-seed1", "c"])
