@@ -112,9 +112,8 @@ def _scores(steps: NDArray[np.integer], how: Vote) -> tuple[NDArray[Any], float]
     """Return what a vote adds up, and within what a difference of sums is a tie."""
     if how == "logit":  # Sums of logarithms are off by 1e-14; members' probabilities differ by 1e-4.
         return np.log(np.maximum(2 * steps, 1)), 1e-12
-    highest = np.eye(steps.shape[2])[steps.argmax(axis=2)]
-    # float32 adds whole numbers exactly, up to 2**24.
-    return (highest if how == "hard" else steps).astype(np.float32), 0.5
+    counted = np.eye(steps.shape[2])[steps.argmax(axis=2)] if how == "hard" else steps
+    return counted.astype(np.float32), 0.5  # float32 adds whole numbers exactly, up to 2**24
 
 
 def _as_index(rows: list[tuple[str, ...]]) -> pd.MultiIndex:
@@ -141,8 +140,8 @@ def _probability_steps(study: xr.Dataset) -> NDArray[np.integer]:
         raise ValueError("this study holds no probabilities of test images: give `test_images` to `transfer`")
     array = study.clean_probability.transpose("target", "test_image", "class")
     exact = array.values * _STEPS
-    slack = exact.shape[2] / 2 + 1e-6  # each is rounded by half a step at the most
-    fine = (abs(exact.sum(axis=2) - _STEPS) <= slack) & (exact >= 0).all(axis=2)  # False where one is NaN
+    # Each is rounded by half a step at the most. Comparisons with NaN are False.
+    fine = (abs(exact.sum(axis=2) - _STEPS) <= exact.shape[2] / 2 + 1e-6) & (exact >= 0).all(axis=2)
     for i, j in np.argwhere(~fine):
         raise ValueError(
             "models vote on the same images and classes, with probabilities that add up to 1; those of "
