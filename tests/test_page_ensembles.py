@@ -16,8 +16,7 @@ from modelsim.agreement import rank_correlation
 
 book = page("ensembles")
 NAMES = [f"m{i:02d}" for i in range(69)]
-VOTES = ["soft", "hard", "logit"]
-GROUPS = xr.DataArray(np.arange(24) % 4)
+VOTES, GROUPS = ["soft", "hard", "logit"], xr.DataArray(np.arange(24) % 4)
 
 
 def study_of(probability, label):
