@@ -1,0 +1,204 @@
+import warnings
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pages import page
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from xgboost import XGBRegressor
+
+with warnings.catch_warnings():
+    # shap gives its colour maps their bad, over and under colours in a way that matplotlib will drop.
+    warnings.filterwarnings("ignore", "The set_(bad|over|under) function", PendingDeprecationWarning)
+    importance = page("importance")
+
+TREES = (XGBRegressor(n_estimators=40, colsample_bytree=0.5, n_jobs=1, random_state=0), {"max_depth": [3]})
+LINEAR = (Ridge(), {"alpha": [1.0, 100.0]})
+SPLITS = ("random pairs", "one new", "two new")
+TINY = pd.DataFrame(
+    {"activation": ["ReLU", "GeLU", "ReLU"], "norm": ["BN", "LN", "LN"], "accuracy": [70.0, 80.0, 75.0]},
+    index=["a", "b", "c"],
+)
+
+
+def zoo(n=30, *, seed=0, values=3, columns=5):
+    drawn = np.random.default_rng(seed).integers(values, size=(n, columns)).astype(str)
+    return pd.DataFrame(drawn, [f"m{i}" for i in range(n)], [f"component {i}" for i in range(columns)])
+
+
+def ends_of(n):
+    return np.column_stack(np.triu_indices(n, 1))
+
+
+def noise(n, *, seed=0, scale=0.1):
+    return np.random.default_rng(seed).normal(scale=scale, size=n * (n - 1) // 2)
+
+
+def agree(components, column):
+    one, other = components[column].to_numpy()[ends_of(len(components))].T
+    return (one == other).astype(float)
+
+
+def judged(model, components, y, *, repeats=1):
+    """R² by split, as on the page, without draws of networks."""
+    x, ends = importance.pair_features(components).to_numpy(), ends_of(len(components))
+    by_pair = importance.fitted(model, x, y, np.arange(len(y))[:, None], repeats=1)
+    by_network = importance.fitted(model, x, y, ends, repeats=repeats)
+    folds = zip(SPLITS, (by_pair, by_network, by_network), (1, 1, 2), strict=True)
+    once = np.ones((1, len(y)))
+    return {s: importance.r2(y, importance.squared_errors(f, x, y, new), once).item() for s, f, new in folds}
+
+
+@cache
+def planted():
+    """Similarity by agreement in components 1 and 3; component 4 is a copy of 3."""
+    components = zoo().assign(**{"component 4": lambda table: table["component 3"]})
+    y = agree(components, "component 1") + 0.6 * agree(components, "component 3") + noise(30)
+    features, ends = importance.pair_features(components), ends_of(30)
+    fits = importance.fitted(TREES, features.to_numpy(), y, ends, repeats=1)
+    return components, features, y, ends, fits
+
+
+def test_features_of_a_tiny_zoo():
+    features = importance.pair_features(TINY)
+    assert features.index.to_list() == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert features["activation"].to_dict("list") == {"same": [0, 1, 0], "GeLU": [1, 0, 1], "ReLU": [1, 2, 1]}
+    assert features["accuracy"].to_dict("list") == {"difference": [10, 5, 5], "mean": [75, 72.5, 77.5]}
+
+
+@given(st.permutations(range(8)), st.integers(0, 100))
+def test_features_do_not_depend_on_which_network_comes_first(order, seed):
+    components = zoo(8, seed=seed).assign(accuracy=np.arange(8) ** 2)
+    straight, permuted = map(importance.pair_features, (components, components.iloc[order]))
+    permuted.index = pd.MultiIndex.from_tuples([sorted(pair) for pair in permuted.index])
+    pd.testing.assert_frame_equal(permuted.loc[straight.index, straight.columns], straight, check_names=False)
+
+
+@pytest.mark.parametrize("n", [9, 14])
+def test_no_held_out_network_is_in_training(n):
+    ends = ends_of(n)
+    for new in importance.held_out(ends, folds=3, repeats=2, seed=1):
+        trained = set(ends[new == 0].ravel())
+        assert not trained & set(ends[new == 2].ravel())
+        assert all((a in trained) != (b in trained) for a, b in ends[new == 1])
+
+
+def test_random_folds_hold_out_every_pair_once_a_repeat():
+    folds = np.array(list(importance.held_out(np.arange(36)[:, None], folds=3, repeats=2)))
+    assert folds.shape == (6, 36)
+    assert (folds[:3].sum(axis=0) == 1).all()
+    assert (folds[3:].sum(axis=0) == 1).all()
+
+
+class Witness(RegressorMixin, BaseEstimator):
+    """Takes the two networks of a pair for its features; every pair it is asked of must have a new one."""
+
+    def __init__(self, setting=0):
+        self.setting = setting
+
+    def fit(self, x, y):
+        self.known_ = set(x.ravel())
+        return self
+
+    def predict(self, x):
+        assert not any(set(pair) <= self.known_ for pair in x)
+        return np.zeros(len(x))
+
+
+def test_settings_are_chosen_on_networks_that_the_inner_fold_has_not_seen():
+    ends = ends_of(12)
+    for new in importance.held_out(ends, folds=3):
+        chosen = importance.tuned(
+            (Witness(), {"setting": [1, 2]}), ends[new == 0], noise(12)[new == 0], ends[new == 0]
+        )
+        assert chosen.known_ == set(ends[new == 0].ravel())
+
+
+def test_weights_are_how_often_a_draw_holds_both_networks():
+    drawn = importance.times_drawn(ends_of(6), draws=200)
+    assert (drawn[0] == 1).all()
+    n = (drawn[1:].sum(axis=1) * 2).astype(int)  # (sum of counts)² - sum of squares, of 6 drawn
+    assert ((n <= 30) & (n >= 0)).all()
+    assert abs(drawn[1:].mean() - 5 / 6) < 0.05  # 6 · 5 ordered draws of two, over 36
+
+
+def test_r2_is_scikit_learns_also_when_pairs_are_tested_twice_and_drawn_often():
+    components, ends, y = zoo(12), ends_of(12), noise(12)
+    x = importance.pair_features(components).to_numpy()
+    fits = importance.fitted(LINEAR, x, y, ends, repeats=2)
+    drawn = importance.times_drawn(ends, draws=3)
+    for new in (1, 2):
+        ours = importance.r2(y, importance.squared_errors(fits, x, y, new), drawn)
+        tests = [np.flatnonzero(count == new) for _, count in fits]
+        predicted = np.concatenate([fit.predict(x[t]) for (fit, _), t in zip(fits, tests, strict=True)])
+        tested = np.concatenate(tests)
+        theirs = [r2_score(y[tested], predicted, sample_weight=weight[tested]) for weight in drawn]
+        np.testing.assert_allclose(ours, theirs)
+
+
+def test_planted_components_come_first_in_all_measures():
+    components, features, y, ends, fits = planted()
+    components = components.drop(columns="component 4")
+    owner = features.columns.get_level_values(0)
+    kept = owner != "component 4"
+    x, owner, once = features.to_numpy()[:, kept], owner[kept], np.ones((1, len(y)))
+    fits = importance.fitted(TREES, x, y, ends, repeats=1)
+    sets = [[name] for name in components]
+    shuffled = [importance.shuffled_errors(*fit, 1, x, y, ends, owner, sets) for fit in fits]
+    without, alone, moved = map(
+        pd.concat, zip(*(importance.weigh(*fit, x, y, owner) for fit in fits), strict=True)
+    )
+    measures = [importance.lost(pd.concat(shuffled), y, once), importance.lost(without, y, once)]
+    measures = [table.loc[0] for table in measures] + [moved.mean()]
+    measures.append(pd.Series(importance.r2(y, alone, once)[:, 0], alone.columns))
+    for measure in measures:
+        assert measure.nlargest(2).index.to_list() == ["component 1", "component 3"]
+        assert measure.nlargest(3).iloc[2] < 0.2 * measure["component 3"]
+
+
+def test_copies_hide_each_other_alone_and_not_as_a_group():
+    _, features, y, ends, fits = planted()
+    x, owner, pair = features.to_numpy(), features.columns.get_level_values(0), ["component 3", "component 4"]
+    errors = [importance.shuffled_errors(*f, 1, x, y, ends, owner, [pair, pair[:1], pair[1:]]) for f in fits]
+    lost = importance.lost(pd.concat(errors), y, np.ones((1, len(y)))).loc[0]
+    assert lost[", ".join(pair)] > 1.2 * max(lost[pair[0]], lost[pair[1]])
+    without = pd.concat([importance.weigh(*fit, x, y, owner)[0] for fit in fits])
+    assert abs(importance.lost(without, y, np.ones((1, len(y)))).loc[0, pair]).max() < 0.02
+
+
+def test_contributions_of_held_out_pairs_add_up_to_the_prediction():
+    _, features, _, _, fits = planted()
+    x, owner = features.to_numpy(), features.columns.get_level_values(0)
+    same = features.xs("same", axis=1, level=1)
+    for fit, new in fits:
+        tested, explained = importance.explain(fit, new, x, owner, same)
+        assert set(tested) == set(np.flatnonzero(new))
+        total = explained.values.sum(axis=1) + explained.base_values
+        np.testing.assert_allclose(total, fit.predict(x[tested]), rtol=1e-4)
+        np.testing.assert_array_equal(explained.data, same.to_numpy()[tested])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_nothing_is_foretold_of_two_new_networks_from_noise(seed):
+    r2 = judged(LINEAR, zoo(seed=seed), noise(30, seed=seed), repeats=2)
+    assert -0.15 < r2["two new"] < 0.05
+
+
+def test_random_pairs_flatter_what_is_only_known_of_each_network():
+    trait = np.random.default_rng(1).normal(size=30)[ends_of(30)].sum(axis=1)
+    r2 = judged(TREES, zoo(values=6), trait + noise(30))
+    assert r2["random pairs"] > 0.5
+    assert r2["two new"] < 0.1
+
+
+def test_association_is_one_of_copies_and_nothing_of_unrelated_components():
+    components = zoo(300, values=20)
+    one, other = components["component 0"], components["component 1"]
+    assert importance.cramers_v(one, one) == pytest.approx(1)
+    assert importance.cramers_v(one, other) < 0.15
+    assert importance.association(pd.crosstab(one, other)) > 0.2  # what the correction takes away
