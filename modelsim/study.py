@@ -187,11 +187,8 @@ def _first_values(
     clean: Mapping[str, NDArray[np.int16]], images: ImageSet, test_images: ImageSet | None
 ) -> dict[str, Any]:
     """Return all that is known before the first attack, by array."""
-    values = {
-        "source": list(clean),
-        "target": list(clean),
-        "clean_prediction": np.stack(list(clean.values())),
-    }
+    models, predictions = list(clean), np.stack(list(clean.values()))
+    values = {"source": models, "target": models, "clean_prediction": predictions}
     values |= {"image": images.ids, "image_sha256": images.hashes(), "label": images.labels.numpy()}
     values |= {"class": images.classes}
     if test_images is not None:
@@ -379,7 +376,8 @@ def open_study(path: str | Path) -> xr.Dataset:
     Parameters
     ----------
     path : path
-        The folder that was given to `transfer` as `out`.
+        The folder that was given to `transfer` as `out`. Where it isn't, it is looked for from each folder
+        above too, so that a path from the root of a clone does in all of the clone.
 
     Returns
     -------
@@ -400,10 +398,12 @@ def open_study(path: str | Path) -> xr.Dataset:
     ValueError
         If the study isn't finished or is damaged.
     """
-    store = check_folder(path) / STORE
-    if not store.is_dir():
+    stores = [above / check_folder(path) / STORE for above in (Path(), *Path.cwd().parents)]
+    if not (found := [store for store in stores if store.is_dir()]):
+        where = f"no study at {stores[0]}, neither from {Path.cwd()} nor from a folder above it"
         command = f"python -m modelsim transfer --out {shlex.quote(str(path))}"
-        raise FileNotFoundError(f"no study at {store}: make one with `{command}`")
+        raise FileNotFoundError(f"{where}: give the path of its folder, or make one with `{command}`")
+    store = found[0]
     group = _open_store(store, mode="r")
     finished, models = _finished(group, store), _models(group)
     if len(finished) < len(models):

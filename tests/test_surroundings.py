@@ -58,6 +58,22 @@ def test_study_is_read_from_where_it_was_opened(tmp_path, monkeypatch):
     assert abs(study.perturbation.values).max() > 0
 
 
+def test_study_is_found_from_every_folder_of_a_clone_and_the_nearest_wins(tmp_path, monkeypatch):
+    clone, outside = tmp_path / "clone", tmp_path / "elsewhere"
+    for folder in (clone / "book" / "deep", outside):
+        folder.mkdir(parents=True)
+    tiny.transfer(clone / "data" / "study")
+    for folder in (clone, clone / "book", clone / "book" / "deep"):
+        monkeypatch.chdir(folder)
+        assert ms.open_study("data/study").sizes["source"] == 3
+    del (zoo := tiny.zoo())[next(iter(zoo))]
+    tiny.transfer(clone / "book" / "data" / "study", zoo=zoo)
+    assert ms.open_study("data/study").sizes["source"] == 2
+    monkeypatch.chdir(outside)
+    with pytest.raises(FileNotFoundError, match=r"elsewhere nor from a folder above it: give the path"):
+        ms.open_study("data/study")
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
