@@ -16,6 +16,9 @@ from modelsim.zoo import architecture, split_model_name
 
 Floats = NDArray[np.floating]
 
+_FINITE = -1 + 1e-9, 1 - 1e-9
+"""Correlations whose inverse hyperbolic tangent is not infinite, to rounding."""
+
 
 class Agreement(NamedTuple):
     """Outcome of `agreement`.
@@ -25,7 +28,7 @@ class Agreement(NamedTuple):
     correlation : float
         Spearman's, over pairs of models, -1 … 1; partial where controls were given.
     low, high : float
-        Percentile interval, by bootstrap over models.
+        95 % interval, by `jackknife` of Fisher's transform; NaN if without one architecture nothing is left to correlate.
     p_value : float
         Of a correlation at least as great if the names of one matrix were shuffled (Mantel's test).
     models, pairs : int
@@ -45,21 +48,19 @@ def agreement(
     second: xr.DataArray,
     *,
     given: Sequence[xr.DataArray] = (),
-    permutations: int = 9_999,
-    resamples: int = 1_000,
-    level: float = 0.95,
+    transform: Callable[[xr.DataArray], xr.DataArray] | None = None,
+    permutations: int = 999,
     seed: int = 0,
 ) -> Agreement:
     """Compare two similarity matrices of the same models, pair by pair.
 
     Pairs that share a model are not independent. So the test shuffles models, not pairs, and the
-    interval draws models with replacement (pairs of a model with its own copy are left out, and so are
-    draws in which one matrix has a single value).
+    interval comes from leaving out one architecture after the other.
 
     Examples
     --------
     >>> agreement(sat(study), published_sat())
-    >>> agreement(sat(study), published_sat(), given=[same_base])
+    >>> agreement(sat(study), published_sat(), transform=relative_sat, given=[same_base])
 
     Parameters
     ----------
@@ -68,19 +69,19 @@ def agreement(
         count and may be NaN.
     given : sequence of DataArray
         Controls, symmetric: ranks of pairs are compared after a linear fit on the controls' ranks.
-    permutations, resamples : int
-        Of the test and of the interval. A test of so few models that they have no more orders than
-        `permutations` takes every order once.
-    level : float
-        Coverage of the interval, 0 … 1.
+    transform : callable, optional
+        Done to every matrix before its pairs are ranked, and again whenever an architecture is left
+        out, such as `relative_sat`: takes and returns a symmetric matrix.
+    permutations : int
+        Of the test. One of so few models that they have no more orders takes every order once.
     seed : int
-        Of both.
+        Of the test.
 
     Raises
     ------
     ValueError
-        If a matrix is none that `pairs` takes, fewer than four models are in all, or the first or the
-        second has a single value, or none that the controls leave.
+        If a matrix is none that `pairs` takes, fewer than four architectures are in all, or the first
+        or the second has a single value, or none that the controls leave.
 
     References
     ----------
@@ -88,64 +89,72 @@ def agreement(
     Research, 1967; with controls, Smouse, Long and Sokal, *Multiple regression and correlation
     extensions of the Mantel test*, Systematic Zoology, 1986.
     """
-    matrices = _aligned([first, second, *given])
-    n, random = len(matrices[0]), np.random.default_rng(seed)
-    ranks = residual_ranks([squareform(values, checks=False) for values in matrices])
-    observed = cosine(*ranks)
-    if math.isnan(observed):
+    matrices = [first, second, *given]
+    indexes = [check_matrix(matrix) for matrix in matrices]
+    names = [name for name in indexes[0] if all(name in index for index in indexes)]
+    if len(names) < 4:
+        raise ValueError(f"four models or more must be in all matrices, got {len(names)}: {names}")
+
+    def ranks(kept: list[str]) -> list[Floats]:
+        some = (matrix.sel(dict.fromkeys(matrix.dims, kept)) for matrix in matrices)
+        done = (transform(matrix) if transform else matrix for matrix in some)
+        return residual_ranks([squareform(matrix.values, checks=False) for matrix in done])
+
+    def transformed(kept: list[str]) -> float:  # by Fisher, so that the interval stays within -1 … 1
+        return float(np.arctanh(np.clip(cosine(*ranks(kept)), *_FINITE)))
+
+    correlation, _, low, high = np.tanh(jackknife(transformed, names)).tolist()
+    if math.isnan(correlation):
         raise ValueError("nothing to correlate: of one matrix all pairs are alike, alone or beside `given`")
-    one, other = (squareform(values) for values in ranks)
-    test = permutation_test(
-        (np.arange(n),),
+    one, other = ranks(names)
+    p_value = _mantel(squareform(one), squareform(other), permutations, seed)
+    return Agreement(correlation, low, high, p_value, len(names), len(one))
+
+
+def _mantel(one: Floats, other: Floats, permutations: int, seed: int) -> float:
+    """Share of the orders of one's models, all or drawn, in which it is at least as much like the other."""
+    size = math.sqrt((one**2).sum() * (other**2).sum())
+
+    def alike(orders: NDArray[np.integer], axis: int) -> Floats:
+        moved = one[orders[..., :, None], orders[..., None, :]]
         # Rounded, so that orders that give the same value count as equal.
-        lambda order: round(cosine(one[np.ix_(order, order)], other), 12),
-        permutation_type="pairings",
-        alternative="greater",
-        n_resamples=permutations,
-        rng=random,
-    )
-    drawn = [_drawn(matrices, random.integers(n, size=n)) for _ in range(resamples)]
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Agreement(observed, float(low), float(high), float(test.pvalue), n, n * (n - 1) // 2)
+        return (np.tensordot(moved, other, 2) / size).round(12)
+
+    options = {"permutation_type": "pairings", "alternative": "greater", "vectorized": True, "batch": 1000}
+    test = permutation_test((np.arange(len(one)),), alike, **options, n_resamples=permutations, rng=seed)
+    return float(test.pvalue)
 
 
-def _aligned(matrices: Sequence[xr.DataArray]) -> list[Floats]:
-    """Return the values of the models that all matrices name, in one order."""
-    first, *others = (check_matrix(matrix) for matrix in matrices)
-    common = [name for name in first if all(name in names for names in others)]
-    if len(common) < 4:
-        raise ValueError(f"four models or more must be in all matrices, got {len(common)}: {common}")
-    return [m.sel(dict.fromkeys(m.dims, common)).values.astype(float) for m in matrices]
-
-
-def _drawn(matrices: Sequence[Floats], models: NDArray[np.integer]) -> float:
-    """Correlate the pairs of models drawn with replacement, but for those of a model with its own copy."""
-    apart = squareform(models[:, None] != models, checks=False)
-    square = np.ix_(models, models)
-    first, second, *given = (squareform(values[square], checks=False)[apart] for values in matrices)
-    return rank_correlation(first, second, given)
-
-
-def rank_correlation(first: Floats, second: Floats, given: Sequence[Floats] = ()) -> float:
+def rank_correlation(first: ArrayLike, second: ArrayLike, given: Sequence[ArrayLike] = ()) -> float:
     """Spearman's correlation, partial where controls are given: of ranks, after a fit on the controls' ranks.
 
     -1 … 1; NaN where one of the two doesn't vary, or the controls leave nothing of it.
+
+    Examples
+    --------
+    >>> rank_correlation(gain, similarity, given=[accuracy])
     """
     return cosine(*residual_ranks([first, second, *given]))
 
 
-def residual_ranks(samples: Sequence[Floats]) -> list[Floats]:
+def residual_ranks(samples: Sequence[ArrayLike]) -> list[Floats]:
     """Ranks of the first two samples, centred, after a fit on the ranks of the others."""
     first, second, *controls = (rankdata(values) for values in samples)
     design = np.column_stack([np.ones(len(first)), *controls])
-    rests = (ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0] for ranks in (first, second))
-    return [rest.round(6) for rest in rests]  # so that a perfect fit leaves nothing, not its rounding errors
+    return [_rest(design, ranks) for ranks in (first, second)]
+
+
+def _rest(design: Floats, ranks: Floats) -> Floats:
+    """Subtract a fit by least squares: nothing is left of ranks that the design determines."""
+    fit, _, rank, _ = np.linalg.lstsq(design, ranks)
+    determined = np.linalg.matrix_rank(np.column_stack([design, ranks])) == rank
+    return np.zeros(len(ranks)) if determined else ranks - design @ fit
 
 
 def cosine(one: Floats, other: Floats) -> float:
     """Correlation of centred values; NaN where one of them doesn't vary."""
-    size = np.sqrt((one**2).sum() * (other**2).sum())
-    return float((one * other).sum() / size) if size > 1e-9 else math.nan
+    size = math.sqrt((one @ one) * (other @ other))
+    return float(one @ other / size) if size else math.nan
 
 
 RELATIONS = ("same architecture", "same base", "two bases")

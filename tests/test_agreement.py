@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -7,6 +8,8 @@ from scipy.stats import spearmanr
 
 import modelsim as ms
 from modelsim.agreement import rank_correlation
+
+agreement = partial(ms.agreement, permutations=9)
 
 
 def matrix(values, names=None):
@@ -19,60 +22,56 @@ def random_matrix(n, seed, names=None):
     return matrix(values + values.T, names)
 
 
-def test_correlation_is_spearmans_over_pairs():
-    first, second = random_matrix(8, 0), random_matrix(8, 1)
-    found = ms.agreement(first, second, permutations=9, resamples=9)
-    assert found.correlation == pytest.approx(spearmanr(ms.pairs(first), ms.pairs(second)).statistic)
+def spearman(one, other):
+    return spearmanr(ms.pairs(one), ms.pairs(other)).statistic
+
+
+def test_correlation_is_spearmans_over_pairs_of_common_models_whatever_their_order():
+    first, second = random_matrix(8, 0, list("abcdefgh")), random_matrix(9, 1, list("zhgfedcba"))
+    common = second.sel(model=first.model, other=first.other)
+    found = agreement(first, second)
+    assert found.correlation == pytest.approx(spearman(first, common))
     assert (found.models, found.pairs) == (8, 28)
-
-
-def test_matrices_are_matched_by_name_not_by_position():
-    names = list("abcdefgh")
-    first = random_matrix(8, 0, names)
-    shuffled = first.sel(model=names[::-1], other=names[::-1])
-    extra = random_matrix(9, 3, [*names, "z"])
-    extra.loc[dict(model=names, other=names)] = first.values
-    assert ms.agreement(first, shuffled, permutations=9, resamples=9).correlation == pytest.approx(1)
-    assert ms.agreement(first, extra, permutations=9, resamples=9).models == 8
-
-
-def test_the_diagonal_does_not_count():
-    first, second = random_matrix(8, 0), random_matrix(8, 1)
-    other = second.copy(data=np.where(np.eye(8, dtype=bool), np.nan, second))
-    options = dict(permutations=19, resamples=19)
-    assert ms.agreement(first, second, **options) == ms.agreement(first, other, **options)
+    # The diagonal doesn't count.
+    assert found == agreement(first, second.where(second.model != second.other))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_p_value_of_five_models_is_that_of_all_their_orders(seed):
     first, second = random_matrix(5, seed), random_matrix(5, 10 + seed).round()  # rounded: ties
-    observed, by_order = ms.agreement(first, second, resamples=1), []
-    for order in permutations(range(5)):
-        moved = first.values[np.ix_(order, order)]
-        by_order.append(spearmanr(ms.pairs(matrix(moved)), ms.pairs(second)).statistic)
-    at_least = np.array(by_order) >= by_order[0] - 1e-9
+    orders = [np.ix_(order, order) for order in permutations(range(5))]
+    by_order = np.array([spearman(matrix(first.values[order]), second) for order in orders])
+    at_least = (by_order >= by_order[0] - 1e-9).mean()
+    observed = ms.agreement(first, second)
     assert observed.correlation == pytest.approx(by_order[0])
-    assert observed.p_value == pytest.approx(at_least.mean())
-    drawn = ms.agreement(first, second, permutations=119, resamples=1).p_value
+    assert observed.p_value == pytest.approx(at_least)
     # Orders drawn at random, the observed one added: three standard errors.
-    assert drawn == pytest.approx(at_least.mean(), abs=3 * np.sqrt(0.25 / 119) + 1 / 120)
+    drawn = agreement(first, second, permutations=119).p_value
+    assert drawn == pytest.approx(at_least, abs=3 * np.sqrt(0.25 / 119) + 1 / 120)
 
 
-def test_equal_matrices_have_the_least_possible_p_value():
-    first = random_matrix(10, 0)
-    found = ms.agreement(first, first, permutations=99, resamples=99)
-    assert found.p_value == 0.01
-    assert found.low == pytest.approx(1)
+def test_equal_matrices_have_the_least_possible_p_value_and_the_seed_decides():
+    first, second = random_matrix(10, 0), random_matrix(10, 1)
+    assert ms.agreement(first, first, permutations=99)[2:4] == (pytest.approx(1), 0.01)
+    one, same, other = (agreement(first, second, permutations=99, seed=seed) for seed in (0, 0, 1))
+    assert one == same
+    assert one.p_value != other.p_value
 
 
 def test_p_values_of_unrelated_matrices_are_spread_evenly():
-    found = [
-        ms.agreement(random_matrix(8, seed), random_matrix(8, 100 + seed), permutations=99, resamples=1)
-        for seed in range(60)
-    ]
-    p_values = np.array([one.p_value for one in found])
+    matrices = [(random_matrix(8, seed), random_matrix(8, 100 + seed)) for seed in range(60)]
+    p_values = np.array([agreement(*both, permutations=99).p_value for both in matrices])
     assert 0.35 < p_values.mean() < 0.65
     assert (p_values < 0.1).mean() < 0.25
+
+
+def test_interval_holds_the_truth_as_often_as_it_says():
+    # Two noisy copies of one matrix of independent normal pairs: Pearson's correlation of all such pairs is
+    # 1 / 2, and Spearman's 6 / pi * arcsin of a quarter.
+    rest = [random_matrix(10, seed).values for seed in range(120)]
+    found = [agreement(*(matrix(a + b) for b in (c, d))) for a, c, d in zip(*[iter(rest)] * 3, strict=True)]
+    holds = [one.low < 6 / np.pi * np.arcsin(0.25) < one.high for one in found]
+    assert np.mean(holds) >= 0.875
 
 
 def test_pairs_that_share_a_model_are_not_taken_for_independent():
@@ -82,85 +81,71 @@ def test_pairs_that_share_a_model_are_not_taken_for_independent():
     hub[0] = hub[:, 0] = 9
     first, second = (matrix(random_matrix(8, seed).values + hub) for seed in (0, 1))
     assert spearmanr(ms.pairs(first), ms.pairs(second), alternative="greater").pvalue < 0.05
-    assert ms.agreement(first, second, permutations=999, resamples=1).p_value > 0.05
+    found = ms.agreement(first, second)
+    assert (found.p_value > 0.05, found.low < 0) == (True, True)
+
+
+def test_transform_is_done_to_all_and_again_without_each_architecture():
+    matrices = [random_matrix(9, seed) for seed in range(3)]
+    found = agreement(*matrices[:2], given=matrices[2:], transform=ms.relative_sat)
+
+    def by_hand(kept):
+        x, y, z = (ms.pairs(ms.relative_sat(one.sel(model=kept, other=kept))) for one in matrices)
+        return np.arctanh(rank_correlation(x, y, [z]))
+
+    estimate, _, low, high = np.tanh(ms.jackknife(by_hand, matrices[0].model.values.tolist()))
+    assert found[:3] == pytest.approx((estimate, low, high))
 
 
 def test_a_control_that_makes_the_agreement_leaves_none():
     common = random_matrix(20, 0)
     first, second = (matrix(common.values + 0.5 * random_matrix(20, seed).values) for seed in (1, 2))
-    options = dict(permutations=199, resamples=199)
-    assert ms.agreement(first, second, **options).correlation > 0.6
-    controlled = ms.agreement(first, second, given=[common], **options)
+    assert agreement(first, second).correlation > 0.6
+    controlled = agreement(first, second, given=[common])
     assert abs(controlled.correlation) < 0.2
     assert controlled.low < 0 < controlled.high
 
 
 def test_partial_correlation_agrees_with_the_textbook_formula():
-    first, second, control = (random_matrix(12, seed) for seed in range(3))
-    ab, ac, bc = (
-        spearmanr(ms.pairs(x), ms.pairs(y)).statistic
-        for x, y in ((first, second), (first, control), (second, control))
-    )
-    expected = (ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2))
-    found = ms.agreement(first, second, given=[control], permutations=1, resamples=1)
-    assert found.correlation == pytest.approx(expected)
+    x, y, z = np.random.default_rng(0).normal(size=(3, 50))
+    xy, xz, yz = (spearmanr(*both).statistic for both in ((x, y), (x, z), (y, z)))
+    expected = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    assert rank_correlation(x, y) == pytest.approx(xy)
+    assert rank_correlation(x, y, [z]) == pytest.approx(expected)
+    # Controls that repeat each other, or say nothing, take nothing more away.
+    assert rank_correlation(x, y, [z, z, np.ones(50)]) == pytest.approx(expected)
 
 
-def test_rank_correlation_of_samples_is_spearmans_partial_where_given():
-    one, other, control = np.random.default_rng(0).normal(size=(3, 50))
-    assert rank_correlation(one, other) == pytest.approx(spearmanr(one, other).statistic)
-    assert rank_correlation(one + 9 * control, other + 9 * control) > 0.9
-    assert abs(rank_correlation(one + 9 * control, other + 9 * control, [control])) < 0.3
-    assert np.isnan(rank_correlation(one, np.ones(50)))
-    assert np.isnan(rank_correlation(one, other, [other]))
+def test_only_what_the_controls_determine_wholly_leaves_nothing():
+    ranks = np.arange(5000.0)
+    swapped = np.concatenate([[1, 0], ranks[2:]])
+    assert np.isnan(rank_correlation(swapped, ranks, [ranks]))
+    assert rank_correlation(swapped, swapped, [ranks]) == pytest.approx(1)
 
 
-def test_matrix_that_does_not_vary_or_is_wholly_given_leaves_nothing_to_correlate():
-    first, second = random_matrix(40, 0), random_matrix(40, 1)
-    for one, given in ((matrix(np.ones((40, 40))), []), (first, [first]), (first, [second])):
-        with pytest.raises(ValueError, match="nothing to correlate"):
-            ms.agreement(one, second, given=given, permutations=9, resamples=9)
+ONE, OTHER = random_matrix(12, 0), random_matrix(12, 1)
+HOLED = OTHER.where((OTHER.model != "m1") | (OTHER.other != "m3"))
+REFUSED = {
+    "too few common models": (ONE, random_matrix(5, 0, list("vwxyz")), [], r"four models .* got 0"),
+    "a NaN": (ONE, HOLED, [], "value of m1 and m3 is NaN"),
+    "a directed control": (ONE, OTHER, [HOLED.fillna(7)], "m1 and m3 differs with their order"),
+    "a matrix of one value": (ONE * 0, OTHER, [], "nothing to correlate"),
+    "a control that is the first": (ONE, OTHER, [ONE], "nothing to correlate"),
+    "a control that is the second": (ONE, OTHER, [OTHER], "nothing to correlate"),
+}
 
 
-def test_interval_widens_with_its_level():
-    first, second = random_matrix(12, 0), random_matrix(12, 1)
-    wide, narrow = (ms.agreement(first, second, permutations=1, level=level) for level in (0.95, 0.5))
-    assert wide.low < narrow.low < narrow.high < wide.high
+@pytest.mark.parametrize(("first", "second", "given", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_compared_is_refused(first, second, given, message):
+    with pytest.raises(ValueError, match=message):
+        agreement(first, second, given=given)
 
 
-def test_the_seed_decides():
-    first, second = random_matrix(8, 0), random_matrix(8, 1)
-    one, same, other = (
-        ms.agreement(first, second, permutations=99, resamples=99, seed=seed) for seed in (0, 0, 1)
-    )
-    assert one == same
-    assert one.low != other.low
-
-
-def test_too_few_common_models_are_an_error():
-    with pytest.raises(ValueError, match=r"four models or more .* got 0"):
-        ms.agreement(random_matrix(5, 0, list("abcde")), random_matrix(5, 0, list("vwxyz")))
-
-
-def test_a_missing_value_is_named():
-    broken = random_matrix(5, 0, list("abcde"))
-    broken.loc["b", "d"] = np.nan
-    with pytest.raises(ValueError, match="value of b and d is NaN"):
-        ms.agreement(random_matrix(5, 1, list("abcde")), broken)
-
-
-def test_a_control_that_differs_with_the_order_of_two_models_is_refused():
-    first, second, third = (random_matrix(5, seed, list("abcde")) for seed in range(3))
-    third.loc["b", "d"] += 1
-    with pytest.raises(ValueError, match="value of b and d differs with their order"):
-        ms.agreement(first, second, given=[third])
-
-
-def test_draws_in_which_a_matrix_does_not_vary_are_left_out():
-    # Two of five models are of one kind: a third of the draws miss one of the two.
+def test_interval_is_nan_where_one_architecture_makes_all_the_difference():
     kind = matrix(np.equal.outer([0, 0, 1, 2, 3], [0, 0, 1, 2, 3]))
-    found = ms.agreement(kind, random_matrix(5, 0), permutations=9, resamples=99)
-    assert -1 <= found.low <= found.high <= 1
+    found = agreement(kind, random_matrix(5, 0))
+    assert np.isnan([found.low, found.high]).all()
+    assert -1 <= found.correlation <= 1
 
 
 RELATED = ["resnet50", "resnet50-seed1", "seresnet50", "convnext_tiny", "mixnet_xl", "gmlp_s16_224"]
@@ -168,14 +153,8 @@ RELATED = ["resnet50", "resnet50-seed1", "seresnet50", "convnext_tiny", "mixnet_
 
 def test_relations_follow_from_names():
     found = ms.relations(RELATED)
-    assert found.sel(model="resnet50").values.tolist() == [
-        "same architecture",
-        "same architecture",
-        "same base",
-        "same base",
-        "two bases",
-        "two bases",
-    ]
+    same, base, two = ms.RELATIONS
+    assert found.sel(model="resnet50").values.tolist() == [same, same, base, base, two, two]
     assert (found.values == found.values.T).all()
 
 
