@@ -1,7 +1,7 @@
 """Figures. Each function draws on an Axes (or makes a figure where it needs several) and returns it."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -10,16 +10,13 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import cdist, squareform
 from sklearn.manifold import MDS, TSNE
-from torch import Tensor, nn
 
 from modelsim.clustering import distance
-from modelsim.scores import pairs
 
 Labels: TypeAlias = Mapping[str, Any] | pd.Series
 """A label for every model, such as its base or its cluster; a model without one is drawn grey."""
@@ -183,89 +180,3 @@ def _write_names(ax: Axes, places: Mapping[str, NDArray[np.floating]], names: It
         shift, side = ((7, -3), "left") if right > left else ((-7, -3), "right")
         text = ax.annotate(name, (x, y), xytext=shift, textcoords="offset points", ha=side, fontsize=9)
         text.set_path_effects([withStroke(linewidth=3, foreground="white")])
-
-
-def image_grid(
-    rows: Mapping[str, Tensor], titles: list[str] | None = None, *, symmetric: set[str] | None = None
-) -> Figure:
-    """Draw rows of images, one column an image.
-
-    Parameters
-    ----------
-    rows : mapping
-        Row title to a canvas (n, 1, height, width).
-    titles : list of str, optional
-        One a column.
-    symmetric : set of str, optional
-        Rows that hold signed changes: drawn red and blue around 0 instead of grey.
-    """
-    n = len(next(iter(rows.values())))
-    figure, axes = plt.subplots(len(rows), n, figsize=(1.25 * n + 1, 1.35 * len(rows) + 0.3), squeeze=False)
-    for line, (title, images) in zip(axes, rows.items(), strict=True):
-        signed = title in (symmetric or set())
-        limit = float(images.abs().max()) if signed else 1.0
-        for ax, image in zip(line, images, strict=True):
-            ax.imshow(
-                image[0].numpy(), cmap="RdBu" if signed else "gray", vmin=-limit if signed else 0, vmax=limit
-            )
-            ax.set(xticks=[], yticks=[])
-        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
-    for ax, title in zip(axes[0], titles or [], strict=False):
-        ax.set_title(title, fontsize=8)
-    figure.tight_layout(pad=0.4)
-    return figure
-
-
-def feature_maps(network: nn.Module, input_size: int, ax: Axes | None = None) -> Axes:
-    """Draw the feature maps of a timm network from first to last, on the scale of its own input and width.
-
-    Parameters
-    ----------
-    network : nn.Module
-        With timm's `feature_info`; weights don't matter.
-    input_size : int
-        Side of its image, in pixels. A map as high as the axes has this side.
-    ax : Axes, optional
-        Where to draw.
-    """
-    ax = ax or plt.subplots(figsize=(7, 1.6))[1]
-    maps = [(input_size / info["reduction"], info["num_chs"]) for info in cast("Any", network).feature_info]
-    widest = max(channels for _, channels in maps)
-    left = 0.0
-    for side, channels in maps:
-        width, height = (channels / widest) ** 0.5, (side / input_size) ** 0.5
-        ax.add_patch(
-            Rectangle((left, 0.5 - height / 2), width, height, facecolor="#9ecae1", edgecolor="white")
-        )
-        ax.text(left + width / 2, 0.5, f"{side:.0f}²\n×{channels}", ha="center", va="center", fontsize=7)
-        left += width + 0.08
-    ax.set(xlim=(-0.05, left), ylim=(0, 1), xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    return ax
-
-
-def agreement_scatter(
-    first: xr.DataArray, second: xr.DataArray, groups: Labels, ax: Axes | None = None
-) -> Axes:
-    """Draw every pair of models by its value in two symmetric matrices; pairs of one group are coloured.
-
-    Parameters
-    ----------
-    first, second : DataArray
-        Symmetric, such as SAT in two studies; the models of both are drawn.
-    groups : mapping or Series
-        Label of every model, such as its base. Pairs with a model without one are grey too.
-    ax : Axes, optional
-        Where to draw.
-    """
-    ax = ax or plt.subplots(figsize=(6, 5))[1]
-    names = [name for name in first[first.dims[0]].values if name in second[second.dims[0]].values]
-    x, y = (pairs(matrix.sel(dict.fromkeys(matrix.dims, names))) for matrix in (first, second))
-    labels, others = (x.index.get_level_values(end).map(groups.get) for end in ("model", "other"))
-    one_base = (labels == others) & labels.notna()
-    ax.scatter(x[~one_base], y[~one_base], s=14, color="0.75", label="two bases")
-    for label, colour in label_colours(labels[one_base]).items():
-        chosen = one_base & (labels == label)
-        ax.scatter(x[chosen], y[chosen], s=18, color=colour, label=f"both {label}")
-    ax.legend(frameon=False, fontsize=8)
-    return ax

@@ -3,7 +3,6 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
@@ -68,29 +67,3 @@ def test_map_of_many_names_one_model_a_label_or_those_asked_for():
     clusters = {f"m{i}": i // 9 for i in range(18)}
     texts = [plots.model_map(similarity, clusters, names=names).texts for names in (True, ["m4"], False)]
     assert [[int(text.get_text()[1:]) // 9 for text in shown] for shown in texts] == [[0, 1], [0], []]
-
-
-def test_image_grid_draws_the_pixels_and_a_signed_row_around_zero():
-    clean, change = torch.rand(3, 1, 4, 4), torch.rand(3, 1, 4, 4) - 0.7
-    figure = plots.image_grid({"clean": clean, "change": change}, ["a", "b", "c"], symmetric={"change"})
-    for ax, expected in zip(figure.axes, [*clean, *change], strict=True):
-        np.testing.assert_array_equal(ax.images[0].get_array(), expected[0].numpy())
-    limit = float(change.abs().max())
-    assert [ax.images[0].get_clim() for ax in figure.axes] == [(0.0, 1.0)] * 3 + [(-limit, limit)] * 3
-
-
-def test_feature_maps_are_drawn_in_proportion_to_side_and_channels():
-    network = torch.nn.Identity()  # a quarter of the side is half as high, of the channels half as wide
-    network.feature_info = [{"num_chs": 16, "reduction": 1}, {"num_chs": 64, "reduction": 4}]
-    first, second = plots.feature_maps(network, 32).patches
-    assert first.get_height() == pytest.approx(2 * second.get_height())
-    assert first.get_width() == pytest.approx(second.get_width() / 2)
-
-
-def test_scatter_shows_each_pair_once_and_colours_pairs_of_one_label():
-    first, second = near(), near()[::-1, ::-1] * 10
-    ax = plots.agreement_scatter(first, second, {"m0": "CNN", "m1": "CNN", "m2": "CNN", "m3": "other"})
-    mixed, convolutional = (np.asarray(points.get_offsets()) for points in ax.collections)
-    assert (len(mixed), len(convolutional)) == (33, 3)
-    for points in (mixed, convolutional):
-        assert points[:, 1] == pytest.approx(10 * points[:, 0])
