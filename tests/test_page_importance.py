@@ -116,8 +116,8 @@ def test_r2_is_scikit_learns_also_when_pairs_are_tested_twice_and_drawn_often():
     for new in (1, 2):
         tests = [np.flatnonzero(count == new) for _, count in fits]
         predicted = np.concatenate([fit.predict(x[t]) for (fit, _), t in zip(fits, tests, strict=True)])
-        tested = np.concatenate(tests)
-        theirs = [r2_score(y[tested], predicted, sample_weight=weight[tested]) for weight in drawn]
+        t = np.concatenate(tests)
+        theirs = [r2_score(y[t], predicted, sample_weight=weight[t]) for weight in drawn]
         np.testing.assert_allclose(
             importance.r2(y, importance.squared_errors(fits, x, y, new), drawn), theirs
         )
@@ -141,11 +141,8 @@ def test_planted_components_come_first_in_all_measures_and_copies_only_as_a_grou
 
 def test_contributions_of_held_out_pairs_add_up_to_the_prediction():
     _, features, _, _, fits = planted()
-    x, owner, same = (
-        features.to_numpy(),
-        features.columns.get_level_values(0),
-        features.xs("same", axis=1, level=1),
-    )
+    x, owner = features.to_numpy(), features.columns.get_level_values(0)
+    same = features.xs("same", axis=1, level=1)
     for fit, new in fits:
         tested, explained = importance.explain(fit, new, x, owner, same)
         assert set(tested) == set(np.flatnonzero(new))
@@ -167,8 +164,7 @@ def test_random_pairs_flatter_what_is_only_known_of_each_network():
 
 
 def test_association_is_one_of_copies_and_nothing_of_unrelated_components():
-    components = zoo(300, values=20)
-    one, other = components["component 0"], components["component 1"]
+    one, other, *_ = (column for _, column in zoo(300, values=20).items())
     assert importance.cramers_v(one, one) == pytest.approx(1)
     assert importance.cramers_v(one, other) < 0.15
     assert importance.association(pd.crosstab(one, other)) > 0.2  # what the correction takes away
