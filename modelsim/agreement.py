@@ -28,7 +28,8 @@ class Agreement(NamedTuple):
     correlation : float
         Spearman's, over pairs of models, -1 … 1; partial where controls were given.
     low, high : float
-        95 % interval, by `jackknife` of Fisher's transform; NaN if without one architecture nothing is left to correlate.
+        95 % interval, by `jackknife` of Fisher's transform; NaN if without one architecture nothing is left
+        to correlate.
     p_value : float
         Of a correlation at least as great if the names of one matrix were shuffled (Mantel's test).
     models, pairs : int

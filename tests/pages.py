@@ -14,7 +14,7 @@ def code_cells(name: str) -> list[str]:
 
 
 def _is_constant(node: ast.stmt) -> bool:
-    if not isinstance(node, ast.Assign):
+    if not (isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets)):
         return False
     try:
         ast.literal_eval(node.value)
