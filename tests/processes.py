@@ -1,7 +1,9 @@
 """Runs in processes of their own, which can be killed, and which wait where a test wants them to."""
 
 import os
+import signal
 import time
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver, get_context
 from pathlib import Path
@@ -10,7 +12,7 @@ from unittest.mock import patch
 import dask
 import tiny
 import torch
-from torch import nn
+from distributed import LocalCluster
 
 import modelsim as ms
 
@@ -20,22 +22,24 @@ SECONDS = 120
 # One process imports torch; those that are started are its forks, which takes no time.
 _context = get_context("forkserver")
 _context.set_forkserver_preload(["processes", "distributed"])
+_FORKING = {"distributed.worker.multiprocessing-method": "forkserver"}
 
 _attacked = 0
 
 
 def start(function, *args, **options):
     """Call a function in another process."""
-    if forkserver._forkserver._forkserver_pid is None:
-        with patch.dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), _package()])):
-            forkserver.ensure_running()
+    _start_server()
     process = _context.Process(target=function, args=args, kwargs=options)
     process.start()
     return process
 
 
-def _package():
-    return str(Path(ms.__file__).parents[1])
+def _start_server():
+    if forkserver._forkserver._forkserver_pid is None:
+        folders = Path(__file__).parent, Path(ms.__file__).parents[1]
+        with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, folders))):
+            forkserver.ensure_running()
 
 
 def end(process):
@@ -65,7 +69,6 @@ class Pause:
     def until_reached(self, process=None):
         wait_for(lambda: (self.folder / "here").exists() or (process and process.exitcode is not None))
         assert (self.folder / "here").exists(), "the run ended before it came there"
-        return self
 
     def __enter__(self):
         return self
@@ -93,22 +96,17 @@ def attack(classifier, images, labels, *, eps=0.1, steps=2, step_size=0.05, seed
     return changed
 
 
-class Waiting(nn.Module):
+class Waiting(tiny.Odd):
     """A network that may be told to wait: at `"evaluate 0"` before anything has been attacked."""
 
-    def __init__(self, inside, pauses):
+    def __init__(self, pauses):
         super().__init__()
-        self.inside, self.pauses = inside, str(pauses)
+        self.pauses = str(pauses)
 
     def forward(self, x):
         if not torch.is_grad_enabled():
             _pause(self.pauses, f"evaluate {_attacked}")
-        return self.inside(x)
-
-
-def zoo(names, pauses):
-    networks = {"m": tiny.convolutional(3), "a": Waiting(tiny.linear(1), pauses), "b": tiny.mlp(2)}
-    return {name: networks[name] for name in names}
+        return super().forward(x)
 
 
 def begin():
@@ -117,38 +115,63 @@ def begin():
     _attacked = 0
 
 
+def options(names="ab", *, pauses):
+    """Of the study of some of `"m"`, `"a"` and `"b"`, one batch a source."""
+    networks = {"m": tiny.convolutional(3), "a": Waiting(pauses), "b": tiny.mlp(2)}
+    zoo = {name: networks[name] for name in names}
+    return dict(zoo=zoo, attack=partial(attack, pauses=str(pauses)), batch_size=12)
+
+
 def transfer(out, names="ab", *, pauses, **changed):
-    """Run the study of some of `"m"`, `"a"` and `"b"`, one batch a source."""
     begin()
-    given = dict(attack=partial(attack, pauses=str(pauses)), batch_size=12)
-    return tiny.transfer(out, zoo=zoo(names, pauses), **(given | changed))
+    return tiny.transfer(out, **(options(names, pauses=pauses) | changed))
 
 
-def transfer_or_be_refused(out, names, answer, *, pauses, **changed):
+def transfer_or_be_refused(out, names, answer, *, pauses):
     """Note in the file `answer` whether it was done or who holds the folder; anything else is an error."""
     try:
-        transfer(out, names, pauses=pauses, **changed)
+        transfer(out, names, pauses=pauses)
     except BlockingIOError as error:
         Path(answer).write_text(str(error))
     else:
         Path(answer).write_text("done")
 
 
-def transfer_by_forks(out, names, *, pauses, workers, is_tested, **changed):
+def killed(out, phase, *, pauses, **changed):
+    """Start a run and kill it where it waits; the pause is over when the caller says so."""
+    pause = Pause(pauses, phase)
+    run = start(transfer, out, pauses=pauses, **changed)
+    pause.until_reached(run)
+    os.kill(run.pid, signal.SIGKILL)
+    assert end(run) == -signal.SIGKILL
+    return pause
+
+
+def transfer_by_forks(out, names, *, is_tested, **changed):
     """Run a study whose own workers, if there are several, are forks as this process is one."""
     test_images = tiny.image_set(30, seed=1) if is_tested else None
-    with (
-        patch.object(forkserver._forkserver, "ensure_running", lambda: None),
-        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
-    ):
-        transfer(out, names, pauses=pauses, workers=workers, test_images=test_images, **changed)
+    with patch.object(forkserver._forkserver, "ensure_running", lambda: None), dask.config.set(_FORKING):
+        transfer(out, names, test_images=test_images, **changed)
     os._exit(0)  # without taking down what was imported, so that most of its life is the run
 
 
-def files(folder):
-    """Everything of a study in a folder, but not the locks beside it."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and not path.relative_to(folder).parts[0].startswith(".")
-    }
+def transfer_in_a_terminal(out, errors, **options):
+    """Run a study in a process group of its own, with workers in it; what they say goes to a pipe."""
+    os.setsid()
+    os.dup2(os.open(errors, os.O_WRONLY), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with dask.config.set(_FORKING), patch.dict(os.environ, TINY_SLEEP="0.2"):
+        tiny.transfer(out, workers=2, **options)
+
+
+@contextmanager
+def cluster():
+    """One worker, a fork as well, for what would take seconds to start anew each time."""
+    _start_server()
+    settings = dict(n_workers=1, threads_per_worker=1, memory_limit=None, dashboard_address="127.0.0.1:0")
+    with (
+        dask.config.set(_FORKING),
+        LocalCluster(scheduler_kwargs={"allowed_failures": 0}, **settings) as one,
+    ):
+        one.wait_for_workers(1)
+        yield one

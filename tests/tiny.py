@@ -2,9 +2,14 @@
 
 import os
 import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 import xarray as xr
 from torch import nn
@@ -91,6 +96,73 @@ def transfer(out, *, watcher=None, **changed):
     return ms.transfer(out=out, **(given | changed))
 
 
+QUICK = partial(ms.pgd, eps=0.15, steps=3, step_size=0.1)
+"""An attack that fools every one of these networks."""
+
+
+class Odd(nn.Module):
+    """A network that knows its classes, with something of one's own before it and after it."""
+
+    def __init__(self, before=None, after=None, inside=None):
+        super().__init__()
+        self.inside = linear(1) if inside is None else inside
+        self.before, self.after = before or (lambda x: x), after or (lambda logits: logits)
+
+    def forward(self, x):
+        return self.after(self.inside(self.before(x)))
+
+
+def compare(study, classifier, **changed):
+    """Compare with a study of `{"plain": linear(2)}` under the quick attack, if nothing else is said."""
+    given = dict(name="odd", images=image_set(), zoo={"plain": linear(2)}, attack=QUICK)
+    return ms.compare(classifier, study, device="cpu", progress=False, **(given | changed))
+
+
+class Killed(BaseException):
+    """Ends a run without any of its own cleaning up."""
+
+
+def killing(function, at, *, counts=lambda *given: True):
+    """A function that raises Killed in place of call number `at` of those that count."""
+    calls = []
+
+    def called(*args, **options):
+        calls.extend([args] if counts(*args) else [])
+        if len(calls) == at + 1:
+            raise Killed
+        return function(*args, **options)
+
+    return called
+
+
+@contextmanager
+def killed_at(owner, name, at, **options):
+    """What runs inside must end, killed, at a call of a method."""
+    changed = patch.object(owner, name, killing(getattr(owner, name), at, **options))
+    with changed, pytest.raises(Killed):
+        yield
+
+
+def files(folder):
+    """Everything of a study in a folder, but not the locks beside it."""
+    names = {path.relative_to(folder): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    return {str(n): path.read_bytes() for n, path in names.items() if not n.parts[0].startswith(".")}
+
+
+def same_predictions(one, other):
+    names = ("clean_prediction", "adversarial_prediction")
+    return all(np.array_equal(one[name], other[name]) for name in names)
+
+
+def predicted(network, canvas):
+    with torch.no_grad():
+        return network.eval()(canvas).argmax(1).tolist()
+
+
+def said_of(caught, name):
+    return [str(w.message) for w in caught if str(w.message).startswith(f"model {name!r}")]
+
+
 def study(labels, clean, adversarial):
     """Lay out predictions as `open_study` does; models are named a, b, c …"""
     labels, clean, adversarial = (
@@ -117,92 +189,3 @@ def study(labels, clean, adversarial):
             "model_sha256": ("target", np.array(["0" * 64] * len(names))),
         },
     )
-
-
-def learned(network, *, steps=60):
-    """Train a network on other images of the same kind; what it becomes may depend on the processor."""
-    images = image_set(90, seed=99)
-    updates = torch.optim.Adam(network.parameters(), lr=0.01)
-    for _ in range(steps):
-        updates.zero_grad()
-        nn.functional.cross_entropy(network(images.images), images.labels).backward()
-        updates.step()
-    updates.zero_grad()
-    return network.eval()
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm, self.inside = nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, padding=1)
-
-    def forward(self, x):
-        return x + self.inside(self.norm(x).relu_())
-
-
-class Attentive(nn.Module):
-    """A transformer on the eight rows of the canvas, with a class token."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed, self.token = nn.Linear(8, 16), nn.Parameter(torch.zeros(1, 1, 16))
-        self.place = nn.Parameter(0.1 * torch.randn(9, 16))
-        self.block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
-        self.head = nn.Linear(16, 3)
-
-    def forward(self, x):
-        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x[:, 0])], 1)
-        return self.head(self.block(x + self.place)[:, 0])
-
-
-def _separable():
-    return nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 1), nn.SiLU()
-
-
-_ORDINARY = {
-    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
-    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 3)),
-    "batch norm": lambda: nn.Sequential(
-        nn.Conv2d(1, 8, 3, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(inplace=True),
-        nn.Flatten(),
-        nn.Linear(288, 3),
-    ),
-    "pooled": lambda: nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.BatchNorm2d(16),
-        nn.ReLU6(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(256, 3),
-    ),
-    "separable": lambda: nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.ReLU(inplace=True), *_separable(), nn.Flatten(), nn.Linear(256, 3)
-    ),
-    "group norm": lambda: nn.Sequential(nn.Conv2d(1, 8, 3), Residual(), nn.Flatten(), nn.Linear(288, 3)),
-    "layer norm": lambda: nn.Sequential(
-        nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 24), nn.GELU(), nn.Linear(24, 3)
-    ),
-    "instance norm": lambda: nn.Sequential(
-        nn.InstanceNorm2d(1), nn.Conv2d(1, 8, 3), nn.Hardswish(), nn.Flatten(), nn.Linear(288, 3)
-    ),
-    "transformer": Attentive,
-    "tokens mixed": lambda: nn.Sequential(
-        nn.Flatten(1, 2), nn.Linear(8, 16), nn.Mish(), nn.LayerNorm(16), nn.Flatten(), nn.Linear(128, 3)
-    ),
-    "channels last": lambda: nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ELU(), nn.Flatten(), nn.Linear(288, 3)
-    ).to(memory_format=torch.channels_last),
-    "resized": lambda: ms.Classifier(
-        nn.Sequential(nn.Conv2d(1, 8, 4, stride=2), nn.LeakyReLU(), nn.Flatten(), nn.Linear(8 * 49, 3)),
-        input_size=16,
-    ),
-}
-
-
-def ordinary():
-    """Twelve networks as people have them, which know their classes; nothing may be said against them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return {name: learned(make()) for name, make in _ORDINARY.items()}
