@@ -16,9 +16,6 @@ from modelsim.zoo import architecture, split_model_name
 
 Floats = NDArray[np.floating]
 
-_FINITE = -1 + 1e-9, 1 - 1e-9
-"""Correlations whose inverse hyperbolic tangent is not infinite, to rounding."""
-
 
 class Agreement(NamedTuple):
     """Outcome of `agreement`.
@@ -28,11 +25,11 @@ class Agreement(NamedTuple):
     correlation : float
         Spearman's, over pairs of models, -1 … 1; partial where controls were given.
     low, high : float
-        95 % interval, by `jackknife` of Fisher's transform; NaN if without one architecture nothing is left
-        to correlate.
+        95 % interval, by `jackknife` of Fisher's transform; NaN if nothing is left to correlate without
+        one of the architectures.
     p_value : float
         Of a correlation at least as great if the names of one matrix were shuffled (Mantel's test).
-    models, pairs : int
+    models : int
         How many were compared.
     """
 
@@ -41,7 +38,6 @@ class Agreement(NamedTuple):
     high: float
     p_value: float
     models: int
-    pairs: int
 
 
 def agreement(
@@ -101,18 +97,16 @@ def agreement(
         done = (transform(matrix) if transform else matrix for matrix in some)
         return residual_ranks([squareform(matrix.values, checks=False) for matrix in done])
 
-    def transformed(kept: list[str]) -> float:  # by Fisher, so that the interval stays within -1 … 1
-        return float(np.arctanh(np.clip(cosine(*ranks(kept)), *_FINITE)))
-
-    correlation, _, low, high = np.tanh(jackknife(transformed, names)).tolist()
+    # By Fisher's transform the interval stays within -1 … 1; of 1 itself it would be infinite.
+    found = jackknife(lambda kept: np.arctanh((1 - 1e-9) * cosine(*ranks(kept))), names)
+    correlation, _, low, high = np.tanh(found).tolist()
     if math.isnan(correlation):
         raise ValueError("nothing to correlate: of one matrix all pairs are alike, alone or beside `given`")
-    one, other = ranks(names)
-    p_value = _mantel(squareform(one), squareform(other), permutations, seed)
-    return Agreement(correlation, low, high, p_value, len(names), len(one))
+    p_value = _mantel(*map(squareform, ranks(names)), permutations=permutations, seed=seed)
+    return Agreement(correlation, low, high, p_value, len(names))
 
 
-def _mantel(one: Floats, other: Floats, permutations: int, seed: int) -> float:
+def _mantel(one: Floats, other: Floats, *, permutations: int, seed: int) -> float:
     """Share of the orders of one's models, all or drawn, in which it is at least as much like the other."""
     size = math.sqrt((one**2).sum() * (other**2).sum())
 

@@ -1,12 +1,11 @@
+import hashlib
 import os
-import shutil
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote
 
-import numpy as np
 import pandas as pd
 import pooch
 import pytest
@@ -16,6 +15,7 @@ import modelsim as ms
 from modelsim import published
 
 NAMES = ["gluon_xception65", "resnet50", "jx_nest_tiny"]
+HASHES = f"is not the released file: SHA-256 {hashlib.sha256(b',').hexdigest()}, not [0-9a-f]{{64}}"
 FILES = ["SAT_release.csv", "Model Feature_release.csv"]
 
 
@@ -67,123 +67,83 @@ def server(made_up, cache, monkeypatch):
         running.shutdown()
 
 
-def test_scores_are_the_released_ones(released):
-    scores = ms.published_sat()
-    matrix = scores.values
-    pairs = scores.where(np.tri(69, k=-1, dtype=bool)).stack(pair=("model", "other")).dropna("pair")
-    assert scores.dims == ("model", "other")
-    assert pairs.size == 2346
-    np.testing.assert_array_equal(matrix, matrix.T)
-    assert scores.model.values.tolist() == scores.other.values.tolist()
-    assert round(float(pairs.mean()), 4) == 2.6649
-    assert round(float(pairs.median()), 4) == 2.6577
-    assert round(float(pairs.min()), 4) == 1.8276
-    assert set(pairs.idxmin().item()) == {"vit_base_patch32_224", "wide_resnet50_2"}
-    assert round(float(pairs.max()), 4) == 4.1409
-    assert set(pairs.idxmax().item()) == {"swin_tiny_patch4_window7_224", "swin_s3_tiny_224"}
-    assert round(matrix.diagonal().min(), 4) == 4.4955
-    assert round(matrix.diagonal().max(), 4) == 4.6052
-
-
-def test_components_are_of_the_same_models_in_the_same_order(released):
-    components = ms.published_components()
-    assert components.shape == (69, 13)
-    assert components.index.tolist() == ms.published_sat().model.values.tolist()
+def test_scores_and_components_are_the_released_ones(released):
+    scores, components = ms.published_sat(), ms.published_components()
+    pairs, own = ms.pairs(scores), scores.values.diagonal()
+    assert (pairs.size, components.shape) == (2346, (69, 13))
+    statistics = pairs.mean(), pairs.median(), pairs.min(), pairs.max(), own.min(), own.max()
+    assert [round(value, 4) for value in statistics] == [2.6649, 2.6577, 1.8276, 4.1409, 4.4955, 4.6052]
+    assert set(pairs.idxmin()) == {"vit_base_patch32_224", "wide_resnet50_2"}
+    assert set(pairs.idxmax()) == {"swin_tiny_patch4_window7_224", "swin_s3_tiny_224"}
+    assert components.index.tolist() == scores.model.values.tolist() == scores.other.values.tolist()
     assert components.loc["resnet50", "Stem layer"] == "7s2"
     assert not components.isna().any(axis=None)
     assert set(components["Location of CW attention"]) == {"~", "Middle", "End"}
-
-
-def test_models_have_the_names_that_timm_knows(released):
     present = set(timm.list_models())
-    assert set(ms.published_sat().model.values) <= present
+    assert set(components.index) <= present
     assert not set(published.TODAYS_NAMES) & present
 
 
-def test_released_files_are_fetched_once_without_a_note(server, cache, capfd):
+def test_released_files_are_fetched_once_without_a_note_and_anew_where_damaged(server, cache, capfd):
     first = ms.published_sat()
-    assert server == ["SAT_release.csv"]
+    assert server == FILES[:1]
     second, components = ms.published_sat(), ms.published_components()
     assert server == FILES
+    (cache / FILES[0]).write_text("half")
+    assert all(first.identical(again) for again in (second, ms.published_sat()))
+    assert server == [*FILES, FILES[0]]
     assert sorted(path.name for path in cache.iterdir()) == sorted(FILES)
-    assert first.identical(second)
     assert capfd.readouterr() == ("", "")
     assert components.index.tolist() == ["xception65", "resnet50", "nest_tiny_jx"]
 
 
-def test_tables_keep_their_values_under_present_names_in_one_order(made_up, monkeypatch):
+def test_tables_of_a_named_folder_keep_their_values_under_present_names(server, made_up, cache, monkeypatch):
     monkeypatch.setenv("MODELSIM_CACHE", str(made_up))
     scores, components = ms.published_sat(), ms.published_components()
-    assert scores.model.values.tolist() == ["xception65", "resnet50", "nest_tiny_jx"]
+    assert (
+        scores.model.values.tolist()
+        == components.index.tolist()
+        == ["xception65", "resnet50", "nest_tiny_jx"]
+    )
     assert float(scores.sel(model="xception65", other="nest_tiny_jx")) == 3
     assert scores.attrs["units"] == "log of per cent"
-    assert components.index.tolist() == scores.model.values.tolist()
     assert components["Location of CW attention"].tolist() == ["NA", "None", "~"]
+    assert (server, cache.exists()) == ([], False)
 
 
-def test_folder_of_the_environment_is_used_in_place_of_the_network(server, made_up, cache, monkeypatch):
-    monkeypatch.setenv("MODELSIM_CACHE", str(made_up))
-    assert ms.published_sat().shape == (3, 3)
-    assert server == []
-    assert not cache.exists()
+# What is wrong: the folder that the environment names, what is done to the files, error and message.
+UNAVAILABLE = ms.PublishedScoresUnavailable
+WRONG = {
+    "no network": (None, "offline", UNAVAILABLE, "Connect to the network .* MODELSIM_CACHE"),
+    "not on the server": (None, "gone", UNAVAILABLE, "404"),
+    "cache that can't be written": (
+        None,
+        "blocked",
+        UNAVAILABLE,
+        r"into .*cache/modelsim \(.*MODELSIM_CACHE",
+    ),
+    "other content": (None, "spoilt", ValueError, r"hash of downloaded file \(SAT_.* does not match"),
+    "missing folder": ("no such", "", FileNotFoundError, r"set to /.*/no such, which is not a folder.*SAT_"),
+    "missing file": ("made up", "gone", FileNotFoundError, "made up, which has no file 'SAT_release.csv'"),
+    "another file": ("made up", "spoilt", ValueError, HASHES),
+}
 
 
-def test_file_fetched_with_another_content_is_refused_and_not_kept(server, made_up, cache):
-    (made_up / FILES[0]).write_text(",resnet50\nresnet50,4.6\n")
-    with pytest.raises(ValueError, match=r"hash of downloaded file \(SAT_release.csv\) does not match"):
-        ms.published_sat()
-    assert list(cache.iterdir()) == []
-
-
-def test_damaged_file_in_the_cache_is_fetched_anew(server, cache):
-    whole = ms.published_sat()
-    (cache / FILES[0]).write_text("half")
-    assert ms.published_sat().identical(whole)
-    assert server == [FILES[0]] * 2
-
-
-def test_without_network_and_cache_both_ways_out_are_named(cache, monkeypatch, capfd):
-    monkeypatch.setattr(published, "_SOURCE", "http://127.0.0.1:9/")
+@pytest.mark.parametrize(("folder", "how", "error", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_named(folder, how, error, message, server, made_up, cache, monkeypatch, capfd):
+    monkeypatch.chdir(made_up.parent)
+    if folder:
+        monkeypatch.setenv("MODELSIM_CACHE", folder)  # relative: named by where it was looked for
+    if how == "offline":
+        monkeypatch.setattr(published, "_SOURCE", "http://127.0.0.1:9/")
+    if how == "blocked":
+        cache.parent.write_text("a file, where a folder would have to be made")
+    if how == "gone":
+        (made_up / FILES[0]).unlink()
+    if how == "spoilt":
+        (made_up / FILES[0]).write_text(",")
     for read in (ms.published_sat, ms.published_components):
-        with pytest.raises(ms.PublishedScoresUnavailable, match=r"Connect to the network .* MODELSIM_CACHE"):
+        with pytest.raises(error, match=message):
             read()
+    assert not (cache / FILES[0]).exists()
     assert capfd.readouterr() == ("", "")
-
-
-def test_cache_that_cannot_be_written_is_named_with_the_way_out(server, cache, tmp_path):
-    (tmp_path / "cache").write_text("a file, where a folder would have to be made")
-    with pytest.raises(ms.PublishedScoresUnavailable, match=rf"into {cache} \(.*MODELSIM_CACHE"):
-        ms.published_sat()
-
-
-def test_relative_folder_of_the_environment_is_named_by_where_it_was_looked_for(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MODELSIM_CACHE", "released")
-    with pytest.raises(FileNotFoundError, match=f"set to {tmp_path / 'released'}, which is not a folder"):
-        ms.published_sat()
-
-
-def test_file_that_the_server_does_not_have_is_unavailable(server, made_up):
-    (made_up / FILES[0]).unlink()
-    with pytest.raises(ms.PublishedScoresUnavailable, match="404"):
-        ms.published_sat()
-
-
-def test_another_file_in_the_folder_is_named_with_both_hashes(made_up, monkeypatch):
-    monkeypatch.setenv("MODELSIM_CACHE", str(made_up))
-    path = made_up / FILES[0]
-    path.write_text(path.read_text() + "\n")
-    with pytest.raises(ValueError, match="is not the released file") as caught:
-        ms.published_sat()
-    for part in (str(path), published._SHA256[FILES[0]], pooch.file_hash(str(path))):
-        assert part in str(caught.value)
-
-
-def test_folder_without_the_file_and_missing_folder_are_named(made_up, monkeypatch):
-    monkeypatch.setenv("MODELSIM_CACHE", str(made_up))
-    (made_up / FILES[1]).unlink()
-    with pytest.raises(FileNotFoundError, match=r"made up, which has no file 'Model Feature_release.csv'"):
-        ms.published_components()
-    shutil.rmtree(made_up)
-    with pytest.raises(FileNotFoundError, match=r"made up, which is not a folder.*SAT_release\.csv"):
-        ms.published_sat()
