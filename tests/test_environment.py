@@ -1,7 +1,7 @@
 import re
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import distributions, requires
 from pathlib import Path
 
 import pytest
@@ -12,30 +12,26 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCK = [
-    Requirement(line)
-    for line in (ROOT / "requirements.lock").read_text().splitlines()
-    if re.match(r"\w", line)
-]
+LOCK = [Requirement(s) for s in (ROOT / "requirements.lock").read_text().splitlines() if re.match(r"\w", s)]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-CONDA_PINS = [
-    line for part in CONDA if isinstance(part, dict) for line in part["pip"] if not line.startswith("-")
-]
+(CONDA_PYTHON,) = (line.partition("=")[2] for line in CONDA if str(line).startswith("python="))
+SUPPORTED = SpecifierSet(PROJECT["requires-python"])
+PYTHONS = [python for python in ("3.11", "3.12", "3.13", "3.14") if SUPPORTED.contains(f"{python}.1")]
 
 
-def supported(python):
-    return SpecifierSet(PROJECT["requires-python"]).contains(f"{python}.1")
-
-
-def locked(**environment):
-    """Pins by name in an environment; without details, in this one."""
-    chosen = [
-        line for line in LOCK if not line.marker or line.marker.evaluate(default_environment() | environment)
-    ]
+def locked(python=None, platform="linux", **details):
+    """Pins by name for a Python on a platform; without them, in this environment."""
+    named = dict(python_version=python, python_full_version=f"{python}.1", sys_platform=platform)
+    environment = default_environment() | (named if python else details)
+    chosen = [line for line in LOCK if not line.marker or line.marker.evaluate(environment)]
     pins = {canonicalize_name(line.name): str(line.specifier) for line in chosen}
     assert len(pins) == len(chosen)
     return pins
+
+
+def satisfies(requirement, pins):
+    return requirement.specifier.contains(pins[canonicalize_name(requirement.name)].removeprefix("=="))
 
 
 def direct_dependencies(*extras):
@@ -44,30 +40,21 @@ def direct_dependencies(*extras):
     return [Requirement(line) for group in groups for line in group]
 
 
-@pytest.mark.parametrize("requirement", LOCK, ids=str)
-def test_lock_pins_one_exact_version(requirement):
-    assert re.fullmatch(r"==[\w.+!-]+", str(requirement.specifier))
-
-
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
-@pytest.mark.parametrize("python", [p for p in ("3.11", "3.12", "3.13", "3.14") if supported(p)])
-def test_lock_satisfies_every_direct_dependency_on(platform, python):
-    pins = locked(python_version=python, python_full_version=f"{python}.1", sys_platform=platform)
-    for requirement in direct_dependencies(*PROJECT["optional-dependencies"]):
-        pin = pins[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(pin.removeprefix("==")), requirement
+@pytest.mark.parametrize("python", PYTHONS)
+def test_lock_pins_one_exact_version_that_satisfies_every_direct_dependency_on(platform, python):
+    assert [line for line in LOCK if not re.fullmatch(r"==[\w.+!-]+", str(line.specifier))] == []
+    pins, asked = locked(python, platform), direct_dependencies(*PROJECT["optional-dependencies"])
+    assert [requirement for requirement in asked if not satisfies(requirement, pins)] == []
 
 
-def test_every_conda_pin_is_that_of_the_lock():
-    (python,) = (line.partition("=")[2] for line in CONDA if str(line).startswith("python="))
-    pins = locked(python_version=python, python_full_version=f"{python}.1", sys_platform="linux")
-    for requirement in map(Requirement, CONDA_PINS):
-        assert pins[canonicalize_name(requirement.name)] == str(requirement.specifier), requirement.name
-
-
-def test_conda_environment_lists_every_direct_dependency():
-    listed = {canonicalize_name(Requirement(line).name) for line in CONDA_PINS}
-    assert {canonicalize_name(r.name) for r in direct_dependencies("book", "test")} <= listed
+def test_conda_environment_lists_every_direct_dependency_with_the_pin_of_the_lock():
+    assert CONDA_PYTHON in PYTHONS
+    pip = [line for part in CONDA if isinstance(part, dict) for line in part["pip"]]
+    listed = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, pip[1:])}
+    assert pip[0].startswith("-")
+    assert listed.items() <= locked(CONDA_PYTHON).items()
+    assert {canonicalize_name(r.name) for r in direct_dependencies("book", "test")} <= {*listed}
 
 
 @pytest.mark.parametrize("name", [requirement.name for requirement in direct_dependencies("book", "test")])
@@ -76,13 +63,8 @@ def test_pip_without_our_overrides_can_install(name):
     pins = locked(extra="")
     for requirement in map(Requirement, requires(name) or []):
         applies = not requirement.marker or requirement.marker.evaluate({"extra": ""})
-        if applies and (pin := pins.get(canonicalize_name(requirement.name))):
-            assert requirement.specifier.contains(pin.removeprefix("==")), requirement
-
-
-def test_python_of_the_conda_environment_is_supported():
-    (python,) = (line.partition("=")[2] for line in CONDA if str(line).startswith("python="))
-    assert supported(python)
+        if applies and canonicalize_name(requirement.name) in pins:
+            assert satisfies(requirement, pins), requirement
 
 
 @pytest.mark.skipif(
@@ -90,12 +72,5 @@ def test_python_of_the_conda_environment_is_supported():
     reason="only the environment that make builds follows the lock",
 )
 def test_installed_versions_are_those_of_the_lock():
-    differing = {}
-    for name, pin in locked().items():
-        try:
-            installed = version(name)
-        except PackageNotFoundError:
-            installed = None
-        if f"=={installed}" != pin:
-            differing[name] = (installed, pin)
-    assert differing == {}
+    installed = {canonicalize_name(one.name): f"=={one.version}" for one in distributions()}
+    assert [pin for pin in locked().items() if pin not in installed.items()] == []

@@ -58,11 +58,8 @@ def test_architecture_is_the_published_one_made_small_and_sees_the_whole_canvas(
     assert (regions > 0).all()
 
 
-def test_no_row_of_the_catalogue_hides_another_of_its_name():
-    assert len(catalogue._ROWS) == len(ms.CATALOGUE)
-
-
-def test_architecture_is_its_entry_point_of_timm_with_other_settings():
+def test_architecture_is_its_entry_point_of_timm_with_other_settings_or_a_model_of_its_own():
+    assert len(catalogue._ROWS) == len(ms.CATALOGUE)  # none hides another of its name
     entry = ms.Architecture("vit_tiny_patch16_224", "Transformer", dict(patch_size=8, depth=2), 32)
     network = entry.network(n_classes=7)
     assert (len(network.blocks), network.embed_dim) == (2, 192)
@@ -71,8 +68,6 @@ def test_architecture_is_its_entry_point_of_timm_with_other_settings():
     assert network.pos_embed.shape == (1, 4 * 4 + 1, 192)
     assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
 
-
-def test_architecture_that_timm_does_not_know_is_built_by_its_own_model():
     def linear(*, in_chans, num_classes, side):
         return nn.Sequential(nn.Flatten(), nn.Linear(in_chans * side * side, num_classes))
 
@@ -97,25 +92,18 @@ def test_flops_and_parameters_of_a_linear_layer_are_counted_by_hand():
         assert count_flops(layer.to("meta")) == 2 * 28 * 28 * 10
 
 
-def test_classifier_normalises_by_its_own_mean_and_deviation():
-    classifier = ms.Classifier(nn.Flatten(), input_size=2, mean=[0.5], std=[0.25])
-    assert classifier(torch.full((1, 1, 2, 2), 0.75)).tolist() == [[1.0, 1.0, 1.0, 1.0]]
+def test_classifier_normalises_by_its_own_mean_and_deviation_which_its_fingerprint_tells():
+    settings = [dict(mean=[0.5], std=[0.25]), dict(mean=[0.4], std=[0.25]), dict(mean=[0.5], std=[0.5])]
+    classifiers = [ms.Classifier(nn.Flatten(), input_size=2, **given) for given in settings]
+    assert classifiers[0](torch.full((1, 1, 2, 2), 0.75)).tolist() == [[1.0, 1.0, 1.0, 1.0]]
+    assert len(set(map(fingerprint, classifiers))) == 3
 
 
 def test_build_depends_on_its_seed_and_leaves_the_global_random_state_alone():
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
+    before = torch.manual_seed(5).get_state()
     prints = [fingerprint(ms.build("resnet50", seed=seed)) for seed in (0, 0, 1)]
     assert prints[0] == prints[1] != prints[2]
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("changed", [{"mean": [0.5]}, {"std": [0.5]}])
-def test_fingerprint_tells_apart_classifiers_that_see_the_canvas_differently(changed):
-    network = tiny.linear(0)
-    default = {"input_size": 8, "mean": [0.2], "std": [0.3]}
-    one, other = (ms.Classifier(network, **settings) for settings in (default, default | changed))
-    assert fingerprint(one) != fingerprint(other)
 
 
 @given(st.sampled_from(list(ms.CATALOGUE)), st.integers(0, 10**6))
@@ -130,31 +118,32 @@ def test_zoo_loads_a_model_only_when_it_is_asked_for():
     assert (list(zoo), len(zoo), "a" in list(zoo), asked) == (["a", "b"], 2, True, [])
     zoo["b"]
     assert asked == ["b"]
+    for names in ("resnet50", iter(["resnet50"])):
+        assert list(ms.load_zoo(names=names)) == ["resnet50"]
+
+
+SECOND = ms.load_zoo(names=["resnet50-seed1"])
+UNKNOWN = "unknown architecture 'resnet5O'.*'resnet50'"
 
 
 @pytest.mark.parametrize(
     ("use", "error", "message"),
     [
-        (lambda: ms.build("resnet5O"), ValueError, "unknown architecture 'resnet5O'.*'resnet50'"),
-        (lambda: ms.load_zoo(names=["resnet5O"]), ValueError, "unknown architecture 'resnet5O'.*'resnet50'"),
+        (lambda: ms.build("resnet5O"), ValueError, UNKNOWN),
+        (lambda: ms.load_zoo(names=["resnet5O"]), ValueError, UNKNOWN),
         (lambda: ms.load_zoo("fashion"), ValueError, "unknown study 'fashion'.*'fashion69'"),
-        (lambda: ms.load_zoo(names=["a-seed1"])["b"], ValueError, "unknown architecture 'a'"),
-        (
-            lambda: ms.load_zoo(names=["resnet50-seed1"])["resnet50-seed2"],
-            KeyError,
-            "model 'resnet50-seed2'.*'resnet50-seed1'",
-        ),
+        (lambda: SECOND["resnet50-seed2"], KeyError, "model 'resnet50-seed2'.*'resnet50-seed1'"),
         (
             lambda: ms.build("resnet50")(torch.rand(2, 3, 28, 28)),
             ValueError,
-            r"\(n, 1, height, width\), got \(2, 3, 28, 28\)",
+            r"\(n, 1, .*got \(2, 3, 28, 28\)",
         ),
         (lambda: ms.build("resnet50", seed=-1), ValueError, "seed must be at least 0, got -1"),
         (lambda: ms.build("resnet50", seed=1.5), TypeError, "seed must be a whole number, got 1.5"),
         (lambda: ms.build("resnet50", n_classes=0), ValueError, "n_classes must be at least 1, got 0"),
         (lambda: Zoo([1, 2], tiny.linear), TypeError, "names of models must be strings, got 1"),
         (
-            lambda: Zoo(["resnet50", " \n"], tiny.linear),
+            lambda: Zoo(["a", " \n"], tiny.linear),
             ValueError,
             r"names of models must not be empty, got ' \\n'",
         ),
@@ -166,25 +155,16 @@ def test_what_can_not_be_built_or_named_is_refused(use, error, message):
         use()
 
 
-@pytest.mark.parametrize("names", ["resnet50", iter(["resnet50"])])
-def test_zoo_of_one_name_is_not_one_of_its_letters(names):
-    assert list(ms.load_zoo(names=names)) == ["resnet50"]
-
-
-def test_zoo_finds_its_weights_from_another_folder(tmp_path, monkeypatch):
+def test_zoo_finds_its_weights_from_another_folder_and_says_how_to_train_absent_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(ms.data_directory().parent)
     monkeypatch.setenv("MODELSIM_DATA", "data")
     zoo = ms.load_zoo(names=["resnet50"])
     monkeypatch.chdir(tmp_path)
     assert len(list(zoo["resnet50"].parameters())) > 0
-
-
-def test_zoo_of_absent_weights_opens_and_says_how_to_train_the_model_asked_for(tmp_path, monkeypatch):
     for name in ("fashion-mnist", "fashion69"):
         (tmp_path / name).mkdir()
     monkeypatch.setenv("MODELSIM_DATA", str(tmp_path))
-    zoo = ms.load_zoo()
-    assert list(zoo) == list(ms.CATALOGUE)
+    assert list(ms.load_zoo()) == list(ms.CATALOGUE)
     with pytest.raises(
         FileNotFoundError, match=r"resnet50-seed1\.safetensors.*modelsim train resnet50-seed1"
     ):
@@ -209,7 +189,7 @@ def test_stored_weights_come_back_rounded_to_half_precision(name, tmp_path):
     assert {value.dtype for value in readable.values() if value.is_floating_point()} == {torch.float16}
 
 
-def changed(content, position):
+def flipped(content, position):
     return content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :]
 
 
@@ -222,7 +202,7 @@ def with_another_hash(content):
     "damage",
     [
         *(lambda content, kept=kept: content[:kept] for kept in (0, 4, 1000, -1)),
-        *(lambda content, at=at: changed(content, at) for at in (0, 8, 12, -1, -20_000)),
+        *(lambda content, at=at: flipped(content, at) for at in (0, 8, 12, -1, -20_000)),
         with_another_hash,
     ],
 )
@@ -233,11 +213,9 @@ def test_damaged_weight_file_is_named_with_the_way_out(stored, damage):
         load_weights(ms.build("resnet50"), stored)
 
 
-def test_weights_of_another_architecture_and_absent_ones_are_refused(stored):
+def test_weights_of_another_architecture_are_refused(stored):
     with pytest.raises(ValueError, match=r"resnet50\.safetensors belongs to another architecture"):
         load_weights(ms.build("resnet50_gn"), stored)
-    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
-        load_weights(ms.build("resnet50"), stored.with_name("gone.safetensors"))
 
 
 @pytest.mark.parametrize("value", [70_000.0, float("nan")])
