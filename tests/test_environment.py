@@ -50,11 +50,11 @@ def test_lock_pins_one_exact_version_that_satisfies_every_direct_dependency_on(p
 
 def test_conda_environment_lists_every_direct_dependency_with_the_pin_of_the_lock():
     assert CONDA_PYTHON in PYTHONS
-    pip = [line for part in CONDA if isinstance(part, dict) for line in part["pip"]]
-    listed = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, pip[1:])}
-    assert pip[0].startswith("-")
+    (pip,) = (part["pip"] for part in CONDA if isinstance(part, dict))
+    pinned = [Requirement(line) for line in pip if not line.startswith("-")]
+    listed = {canonicalize_name(requirement.name): str(requirement.specifier) for requirement in pinned}
     assert listed.items() <= locked(CONDA_PYTHON).items()
-    assert {canonicalize_name(r.name) for r in direct_dependencies("book", "test")} <= {*listed}
+    assert {canonicalize_name(r.name) for r in direct_dependencies("book", "test")} <= set(listed)
 
 
 @pytest.mark.parametrize("name", [requirement.name for requirement in direct_dependencies("book", "test")])
