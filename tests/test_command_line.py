@@ -129,12 +129,11 @@ def test_components_shown_and_written_are_those_of_the_package(tmp_path):
     pd.testing.assert_frame_equal(written, ms.read_components(["seresnet18"]))
 
 
-OUT_OF_RANGE = (
-    "train --workers 0",
-    *("transfer --workers 0", "transfer --steps 0", "transfer --steps 2.5", "transfer --seed -1"),
-    *("transfer --image-seed -1", "distill --seed -1", "distill --images 0", "distill --epochs 0"),
-    "distill --workers 0",
-)
+OUT_OF_RANGE = {
+    "train resnet50": ["--workers 0"],
+    "transfer resnet50": ["--workers 0", "--steps 0", "--steps 2.5", "--seed -1", "--image-seed -1"],
+    "distill": ["--seed -1", "--images 0", "--epochs 0", "--workers 0"],
+}
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,11 @@ OUT_OF_RANGE = (
         ("distill --teacher none --temperature nan", "modelsim: temperature must be greater than 0, got nan"),
         ("components resnet18 --csv nowhere/table.csv", "nowhere"),
         ("score nowhere", "modelsim: no study at nowhere"),
-        *((line, f"Invalid value for '{line.split()[1]}'") for line in OUT_OF_RANGE),
+        *(
+            (f"{command} {option}", f"Invalid value for '{option.split()[0]}'")
+            for command, options in OUT_OF_RANGE.items()
+            for option in options
+        ),
     ],
 )
 def test_mistake_ends_with_code_2_and_is_named(line, message, tmp_path, monkeypatch):

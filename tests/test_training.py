@@ -39,10 +39,8 @@ def few_images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("few")
     for name in ("fashion-mnist", "fashion69"):
         (folder / name).mkdir()
-    for stem, images in (
-        ("train", ms.fashion_mnist("test", n=100)),
-        ("t10k", ms.fashion_mnist("test", n=50)),
-    ):
+    for stem, n in {"train": 100, "t10k": 50}.items():
+        images = ms.fashion_mnist("test", n=n)
         pixels, labels = (images.images[:, 0] * 255).round().numpy(), images.labels.numpy()
         for kind, values in (("images-idx3", pixels), ("labels-idx1", labels)):
             header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
@@ -118,6 +116,9 @@ def test_loss_or_gradient_that_stops_being_finite_names_the_step(output, recipe,
         ms.fit(classifier, images, recipe=ms.Recipe(batch_size=4, **recipe), progress=False)
 
 
+TOLD = torch.zeros(2, 4, 3)
+
+
 def fit(**given):
     return ms.fit(ms.Classifier(tiny.linear(1), input_size=8), tiny.image_set(), progress=False, **given)
 
@@ -127,11 +128,7 @@ def fit(**given):
     [
         (lambda: ms.Recipe(epochs=0), ValueError, "epochs must be at least 1, got 0"),
         (lambda: ms.Recipe(batch_size=-64), ValueError, "batch_size must be at least 1, got -64"),
-        (
-            lambda: ms.Recipe(learning_rate=math.nan),
-            ValueError,
-            "learning_rate must be greater than 0, got nan",
-        ),
+        (lambda: ms.Recipe(learning_rate=math.nan), ValueError, "learning_rate must be greater .* got nan"),
         (lambda: ms.Recipe(learning_rate=math.inf), ValueError, "learning_rate must be at most .*, got inf"),
         (lambda: ms.Recipe(weight_decay=-0.1), ValueError, "weight_decay must be at least 0, got -0.1"),
         (lambda: ms.Recipe(warm_up=1.5), ValueError, "warm_up must be at most 1, got 1.5"),
@@ -141,16 +138,8 @@ def fit(**given):
         (lambda: fit(seed=0.5), TypeError, "seed must be a whole number, got 0.5"),
         (lambda: ms.train(NAME, seed=-1), ValueError, "seed must be at least 0, got -1"),
         (lambda: ms.train(NAME, seed="1"), TypeError, "seed must be a whole number, got '1'"),
-        (
-            lambda: ms.Teacher(torch.zeros(2, 4, 3), temperature=math.nan),
-            ValueError,
-            "temperature .* got nan",
-        ),
-        (
-            lambda: ms.Teacher(torch.zeros(2, 4, 3), temperature=math.inf),
-            ValueError,
-            "temperature .* got inf",
-        ),
+        (lambda: ms.Teacher(TOLD, temperature=math.nan), ValueError, "temperature must be .*, got nan"),
+        (lambda: ms.Teacher(TOLD, temperature=math.inf), ValueError, "temperature must be .*, got inf"),
     ],
 )
 def test_setting_out_of_range_is_refused_by_name(use, error, message):
@@ -189,13 +178,9 @@ def test_only_missing_models_are_trained_and_the_table_tells_what_is_true_of_all
 def test_failing_models_are_named_after_the_others_are_trained_and_noted(weights, untrained):
     _, odd = untrained
     odd |= {1: raising(FloatingPointError("loss is nan")), 2: raising(ValueError("no class"))}
-    odd[3] = lambda classifier: classifier.network.head.bias.data[0].fill_(
-        1e6
-    )  # too large for half precision
-    message = (
-        f"{NAME}-seed1: loss is nan; {NAME}-seed2: no class; {NAME}-seed3: .*infinite.* The 2 others are"
-    )
-    with pytest.raises(FloatingPointError, match=message):
+    odd[3] = lambda classifier: classifier.network.head.bias.data[0].fill_(1e6)  # too much for half precision
+    said = f"{NAME}-seed1: loss is nan; {NAME}-seed2: no class; {NAME}-seed3: .*infinite.* The 2 others are"
+    with pytest.raises(FloatingPointError, match=said):
         train_zoo([f"{NAME}-seed{seed}" for seed in range(1, 5)] + [NAME], recipe=QUICK)
     assert set(ms.training_table().index) == {NAME, f"{NAME}-seed4"}
     assert len((weights / "training.csv").read_text().splitlines()) == 3
@@ -209,9 +194,7 @@ def test_failing_models_are_named_after_the_others_are_trained_and_noted(weights
         ([NAME], 1.5, TypeError, "workers must be a whole number, got 1.5"),
     ],
 )
-def test_what_can_not_be_trained_is_refused_before_anything_is_written(
-    names, workers, error, message, weights
-):
+def test_what_can_not_be_trained_is_refused_before_writing(names, workers, error, message, weights):
     with pytest.raises(error, match=message):
         train_zoo(names, recipe=QUICK, workers=workers)
     assert not weights.exists()
