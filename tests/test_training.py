@@ -210,7 +210,7 @@ def test_folder_that_can_not_be_added_to_is_refused_before_anything_is_trained(w
     with pytest.raises(ValueError, match=said):
         train_zoo(names, recipe=ms.Recipe(epochs=2, batch_size=32, learning_rate=0.02))
     assert path.read_bytes() == content
-    path.write_bytes(content[:-1])
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
     with pytest.raises(ValueError, match=rf"{path.name} is truncated or corrupted.*modelsim train {NAME}"):
         train_zoo(names, recipe=QUICK)
     assert untrained[0] == [0]
