@@ -68,7 +68,8 @@ def agreement(
         Controls, symmetric: ranks of pairs are compared after a linear fit on the controls' ranks.
     transform : callable, optional
         Done to every matrix before its pairs are ranked, and again whenever an architecture is left
-        out, such as `relative_sat`: takes and returns a symmetric matrix.
+        out, such as `relative_sat`: takes and returns a symmetric matrix. What it returns is rounded to
+        nine decimals, so that ties stay ties.
     permutations : int
         Of the test. One of so few models that they have no more orders takes every order once.
     seed : int
@@ -94,7 +95,7 @@ def agreement(
 
     def ranks(kept: list[str]) -> list[Floats]:
         some = (matrix.sel(dict.fromkeys(matrix.dims, kept)) for matrix in matrices)
-        done = (transform(matrix) if transform else matrix for matrix in some)
+        done = (transform(matrix).round(9) if transform else matrix for matrix in some)  # equal stays equal
         return residual_ranks([squareform(matrix.values, checks=False) for matrix in done])
 
     # By Fisher's transform the interval stays within -1 … 1; of 1 itself it would be infinite.

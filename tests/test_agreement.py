@@ -92,6 +92,15 @@ def test_transform_is_done_to_all_and_again_without_each_architecture():
     assert found[:3] == pytest.approx((estimate, low, high))
 
 
+def test_ties_of_an_indicator_stay_ties_under_a_transform():
+    first, second = (random_matrix(12, seed) for seed in (0, 1))
+    same = matrix(np.equal.outer(np.arange(12) % 3, np.arange(12) % 3))
+    jittered = same + 1e-13 * random_matrix(12, 2)
+    for transform in (xr.DataArray.copy, ms.relative_sat):
+        found = [agreement(first, second, given=[one], transform=transform) for one in (same, jittered)]
+        assert found[0] == found[1]
+
+
 def test_a_control_that_makes_the_agreement_leaves_none():
     common = random_matrix(20, 0)
     first, second = (matrix(common.values + 0.5 * random_matrix(20, seed).values) for seed in (1, 2))
