@@ -67,20 +67,38 @@ def test_interval_widens_with_effects_of_single_architectures_and_is_none_withou
 
 
 def test_planted_similarity_within_bases_is_found_and_single_models_and_noise_are_not_taken_for_it():
-    same = np.equal.outer(list(BASES.values()), list(BASES.values()))
+    same, free = np.equal.outer(*[list(BASES.values())] * 2), pd.Series(5, ["CNN", "Transformer"])
     planted = symmetric(0.2 * noise() + same)
-    assert (matrix.jackknife(partial(matrix.by_base, planted, BASES), NAMES, 5).low > 0).all()
+    assert (
+        matrix.jackknife(partial(matrix.by_base, partial(matrix.chosen, planted), BASES), NAMES, free).low > 0
+    ).all()
     fragile = symmetric(0.2 * noise() + both([1] * 6 + [-1] * 6))  # one base is fooled by all
-    found = matrix.by_base(fragile, BASES, NAMES)
+    found = matrix.by_base(partial(matrix.chosen, fragile), BASES, NAMES)
     assert found["Transformer"] < -0.5 < 0.5 < found["CNN"]
-    assert matrix.by_base(ms.relative_sat(fragile), BASES, NAMES).abs().max() < 0.3
-    tests = (partial(matrix.by_base, symmetric(noise(seed)), BASES) for seed in range(60))
-    rows = [matrix.jackknife(test, NAMES, 5).loc["CNN"] for test in tests]
+    assert matrix.by_base(partial(matrix.relative_anew, fragile), BASES, NAMES).abs().max() < 0.3
+    scores = (partial(matrix.chosen, symmetric(noise(seed))) for seed in range(60))
+    tests = (partial(matrix.by_base, score, BASES) for score in scores)
+    rows = [matrix.jackknife(test, NAMES, free).loc["CNN"] for test in tests]
     assert sum(row.low > 0 or row.high < 0 for row in rows) <= 8  # 3 expected; more with a chance of 0.4 %
 
 
+def test_degrees_of_freedom_are_those_of_their_base_in_any_order_and_effects_are_fitted_anew():
+    score, free = symmetric(noise()), pd.Series({"CNN": 5, "Transformer": 1})
+    statistic = partial(matrix.by_base, partial(matrix.relative_anew, score), BASES)
+    found = [matrix.jackknife(statistic, NAMES, some) for some in (free, free[::-1])]
+    pd.testing.assert_frame_equal(*found)
+    usual = matrix.jackknife(statistic, NAMES)  # eleven degrees of freedom
+    wider = (found[0].high - found[0].value) / (usual.high - usual.value)
+    assert wider.to_dict() == pytest.approx(
+        {"CNN": 2.5706 / 2.2010, "Transformer": 12.7062 / 2.2010}, rel=1e-4
+    )
+    rows = np.nansum(matrix.relative_anew(score, NAMES[:8]), axis=1)  # nothing of one model alone is left
+    np.testing.assert_allclose(rows, 0, atol=1e-9)
+
+
 def test_hand_made_means_of_bases_and_seeds():
-    found = matrix.by_base(symmetric(both(range(4))), dict(zip(NAMES, "CCNN", strict=False)), NAMES[:4])
+    score_of = partial(matrix.chosen, symmetric(both(range(4))))
+    found = matrix.by_base(score_of, dict(zip(NAMES, "CCNN", strict=False)), NAMES[:4])
     assert found.to_dict() == {"C": 1 - 3, "N": 5 - 3}
     score = symmetric(np.array([[9, 1, 2, 7], [1, 9, 4, 3], [2, 4, 9, 6], [7, 3, 6, 9]], float))
     score = score.assign_coords({end: ["a", "b", "c", "a-seed1"] for end in score.dims})
