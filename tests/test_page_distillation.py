@@ -50,6 +50,8 @@ def test_relation_that_is_only_accuracy_goes_when_it_is_fixed_and_is_that_of_the
     assert alone[1] > 0 > fixed[1]
     assert alone[3] < 0.01 < fixed[3]
     xy, xz, yz = (spearmanr(*pair)[0] for pair in ((x, y), (x, z), (y, z)))
+    few = np.arange(60) < 2
+    assert here.relation(y, x, few, strata=few, draws=50)[1] > 0  # never without one of the few
     assert fixed[0] == pytest.approx((xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2)))
 
 

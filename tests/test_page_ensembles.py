@@ -16,7 +16,7 @@ from modelsim.agreement import rank_correlation
 
 book = page("ensembles")
 NAMES = [f"m{i:02d}" for i in range(69)]
-VOTES, GROUPS = ["soft", "hard", "logit"], xr.DataArray(np.arange(24) % 4)
+VOTES, GROUPS = ["soft", "hard", "logit"], [np.arange(24) % 4] * 2  # two starts
 
 
 def study_of(probability, label):
@@ -206,6 +206,15 @@ def test_halves_share_nothing_and_keep_the_classes():
         assert set(half.image.values) == set(study.image.values) & set(half.test_image.values)
 
 
+def test_table_of_pairs_is_what_votes_add_up_to_and_halves_take_their_share():
+    study = random_study(6, 101, 3, parts=4)  # few probabilities: many ties
+    study["pair_right"] = ("pair", "test_image"), book.pairs_right(study)
+    for half in (study, *book.halves(study)):
+        assert half.pair_right.mean("test_image").values == pytest.approx(
+            ms.vote(half, ms.member_sets(half.target.values, 2)).to_numpy()
+        )
+
+
 def test_rules_choose_as_they_say():
     similarity, votes = squareform([3, 1, 2, 4, 5, 6.0]), squareform([0.8, 0.7, 0.9, 0.6, 0.5, 0.4])
     chosen = book.partners(np.array([0.9, 0.899, 0.896, 0.7]), similarity, votes)
@@ -219,6 +228,10 @@ def test_luck_of_the_half_chosen_on_is_no_gain_on_the_other():
     halves = [{"accuracy": np.zeros(60), "similarity": s + s.T, "votes": v + v.T} for s, v in noise]
     lucky = ms.jackknife(lambda kept: book.gains(kept, names, halves)["tried out"].mean(), names)
     assert lucky.low < 0 < lucky.high
+    first, second = (half["votes"] for half in halves)
+    pair = 50 * (first[59, 58] + second[59, 58])  # of equals the last two
+    assert book.gains(names, names, halves)["two most accurate"].to_numpy() == pytest.approx(pair)
+    assert book.over_splits(names, names, [halves, halves[:1] * 2])["tried out"].mean() > 100
     assert book.gains(names, names, halves[:1] * 2)["tried out"].mean() > 200  # where choice judges itself
 
 
