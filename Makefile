@@ -32,8 +32,8 @@ $(READY): requirements.lock pyproject.toml
 	touch "$(VENV)/.ready"
 endif
 
-# Pages compute many small things, which one thread does faster than several that wait for each other.
-book: export OMP_NUM_THREADS ?= 1
+# Pages and tests compute many small things, which one thread does faster than several that wait for each other.
+book test: export OMP_NUM_THREADS ?= 1
 # Where Matplotlib lists the fonts once, which no page must show: a home needn't be writable.
 book: export MPLCONFIGDIR := $(CURDIR)/book/_build/matplotlib
 book: $(READY)

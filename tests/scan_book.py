@@ -1,8 +1,9 @@
-"""Exit with an error if a built page shows a traceback, a warning or an unresolved value.
+"""Exit with an error if a built page shows a traceback, a warning, an unresolved value or a wrong interval.
 
 Run by `make book`: python tests/scan_book.py book/_build/html
 """
 
+import html
 import re
 import sys
 from pathlib import Path
@@ -13,11 +14,21 @@ FAULTS = {
     "a Python warning": re.compile(r"\b\w*Warning: "),
     "an unresolved value": re.compile(r"class=\"[^\"]*\b(pasted-text-missing|system-message)\b"),
 }
+NUMBER = r"([+−-]?\d+(?:\.\d+)?)"
+INTERVAL = re.compile(
+    rf"{NUMBER}\s?(?:%|points)?\s?\[{NUMBER}\s?%?,\s?{NUMBER}\s?%?\]"
+)  # as in 0.60 [0.47, 0.70]
 
 
 def faults(page: str) -> list[str]:
     """Name what is wrong with the HTML of a page."""
-    return [name for name, pattern in FAULTS.items() if pattern.search(page)]
+    found = [name for name, pattern in FAULTS.items() if pattern.search(page)]
+    text = html.unescape(re.sub(r"<[^>]+>", "", page))
+    for match in INTERVAL.finditer(text):
+        value, low, high = (float(number.replace("−", "-")) for number in match.groups())
+        if not low <= value <= high:
+            found.append(f"a number outside its interval, {match[0]}")
+    return found
 
 
 def main(folder: Path) -> int:

@@ -10,6 +10,8 @@ from scan_book import main
         ('<div class="output stderr highlight"><pre>oops</pre></div>', "standard error"),
         ("<pre>FutureWarning: soon gone</pre>", "a Python warning"),
         ('<aside class="system-message">', "an unresolved value"),
+        ("<p>75 % [58, <b>200 %</b>], −0.11 [−0.12, 0.08]</p>", ""),
+        ("<p>higher by <span>75%</span>\n[58%, 70%]</p>", "a number outside its interval, 75%\n[58%, 70%]"),
     ],
 )
 def test_book_with_a_faulty_page_fails_naming_the_fault_and_an_empty_folder_too(
