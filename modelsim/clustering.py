@@ -11,11 +11,9 @@ Similarities are symmetric (model, other) matrices of one of two kinds, told apa
 A matrix that isn't square, symmetric and finite, and names or numbers that don't fit it, raise ValueError.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.spatial.distance import squareform
@@ -24,8 +22,6 @@ from sklearn.cluster import SpectralClustering
 from modelsim.scores import check_matrix, pairs, relative_sat
 
 Floats = NDArray[np.floating]
-Labels: TypeAlias = xr.DataArray | pd.Series | Mapping[str, Any]
-"""A group for every model, by name: from `spectral_clusters`, or a column of components."""
 
 
 def _check_similarity(similarity: xr.DataArray) -> None:
