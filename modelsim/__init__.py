@@ -15,6 +15,7 @@ from modelsim.scores import (
     first_seeds,
     interval,
     main_effects,
+    neighbours,
     pairs,
     relative_sat,
     sat,
@@ -24,16 +25,17 @@ from modelsim.scores import (
 from modelsim.study import adversarial_images, open_study
 from modelsim.training import Recipe, Teacher, accuracy, fit, train, training_table
 from modelsim.transfer import transfer
-from modelsim.zoo import Classifier, Zoo, build, load_zoo
+from modelsim.zoo import Classifier, Zoo, build, load_weights, load_zoo, save_weights
 
 # fmt: off
 __all__ = [
     "CATALOGUE", "RELATIONS", "Architecture", "Classifier", "ImageSet", "PublishedScoresUnavailable",
     "Recipe", "Teacher", "Zoo", "accuracy", "adversarial_images", "agreement", "build", "compare",
     "components", "components_table", "data_directory", "disagreements", "distance", "fashion_mnist",
-    "fgsm", "first_seeds", "fit", "interval", "jackknife", "load_zoo", "main_effects", "member_sets",
-    "open_study", "pairs", "perturbed", "pgd", "published_components", "published_sat", "read_components",
-    "relations", "relative_sat", "sat", "spectral_clusters", "train", "training_table", "transfer",
-    "transferability", "vote", "white_box_success",
+    "fgsm", "first_seeds", "fit", "interval", "jackknife", "load_weights", "load_zoo", "main_effects",
+    "member_sets", "neighbours", "open_study", "pairs", "perturbed", "pgd", "published_components",
+    "published_sat", "read_components", "relations", "relative_sat", "sat", "save_weights",
+    "spectral_clusters", "train", "training_table", "transfer", "transferability", "vote",
+    "white_box_success",
 ]
 # fmt: on

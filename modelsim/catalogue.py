@@ -5,11 +5,14 @@ and the patch, window, block and kernel sizes that must follow the resolution.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import timm
+import torch
 from timm import layers, models
 from timm.models import byoanet, byobnet, cspnet, hrnet, mlp_mixer
 from timm.models._efficientnet_blocks import SqueezeExcite
@@ -32,8 +35,8 @@ class Architecture:
     ----------
     name : str
         Of timm's model.
-    base : str
-        CNN, Transformer, MLP-Mixer, Hybrid or NAS.
+    base : str or None
+        CNN, Transformer, MLP-Mixer, Hybrid or NAS; None where it isn't known.
     settings : mapping
         Keyword arguments of `model`; of timm's entry point those that differ from its own.
     input_size : int
@@ -48,7 +51,7 @@ class Architecture:
     """
 
     name: str
-    base: Base
+    base: Base | None
     settings: Mapping[str, Any]
     input_size: int = 64
     model: Callable[..., nn.Module] | None = None
@@ -472,3 +475,28 @@ At most 0.45 million parameters and 20 MFLOP (2 × multiply-accumulate) an image
 each in minutes. Inputs keep the published order: 224 becomes 64, 240 becomes 66, 256 becomes 72 (96
 where self-attention needs maps that halve without a remainder), 299 becomes 100.
 """
+
+
+def at_full_width(name: str) -> Architecture:
+    """Find the smallest input at which a network of timm's runs, whose name the catalogue doesn't hold.
+
+    Tried are the catalogue's rule (64 for a published 224, in steps of 8), the multiples of 32 above it, and
+    the published size; each first as it is, then with timm's `img_size`.
+
+    Raises
+    ------
+    ValueError
+        If none of them gives logits.
+    """
+    published = timm.models.get_pretrained_cfg(name).input_size[-1]
+    least = round(64 * published / 224 / 8) * 8
+    sizes = [least, *range(least // 32 * 32 + 32, published, 32), published]
+    for size, key in product(dict.fromkeys(sizes), (None, "img_size")):
+        entry = Architecture(name, None, {key: size} if key else {}, size)
+        with suppress(Exception), torch.device("meta"):  # whatever a network raises
+            if entry.network(n_classes=10).eval()(torch.zeros(1, 1, size, size)).shape == (1, 10):
+                return entry
+    raise ValueError(
+        f"{name} of timm gives no logits (image, 10) of one channel at {sizes} pixels: it has no "
+        "classifier head, or wants other settings: build it, and wrap it in Classifier(network, input_size=…)"
+    )

@@ -8,7 +8,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from modelsim.zoo import split_model_name
+from modelsim.zoo import split_model_name, unknown_name_message
 
 FLOOR = 0.01
 """Per cent, in place of 0 under SAT's logarithm: one hit in 10,000 trials, less than a study can see."""
@@ -366,3 +366,40 @@ def relative_sat(score: xr.DataArray) -> xr.DataArray:
     units = "log of the odds ratio" if "strength" in effects else "log of the ratio of per cents"
     names, explained = score[score.dims[0]].values, effects.attrs["explained"]
     return labelled(values, names, "relative SAT", units=units, explained=explained)
+
+
+def neighbours(study: xr.Dataset, name: str, *, level: float = 0.95) -> pd.DataFrame:
+    """Rank the models of a study by their similarity to one of them.
+
+    Examples
+    --------
+    >>> neighbours(compare(classifier, study, name="mine"), "mine").head()
+
+    Parameters
+    ----------
+    study : Dataset
+        From `compare` or `open_study`.
+    name : str
+        A model of it.
+    level : float
+        Coverage of the interval, 0 … 1, by bootstrap over the images.
+
+    Returns
+    -------
+    DataFrame
+        One row a model, the most similar first. Columns SAT, low and high, log of per cent; relative SAT, of
+        log-odds: how much more similar the two are than each is to all; accuracy, 0 … 1, on the clean images.
+
+    Raises
+    ------
+    ValueError
+        If `name` is not a model of the study.
+    """
+    if name not in study.source.values:
+        raise ValueError(unknown_name_message("model", name, study.source.values.tolist()))
+    score, bounds = sat(study).sel(other=name), interval(study, level=level).sel(other=name)
+    relative = relative_sat(transferability(study)).sel(other=name)
+    columns = {"SAT": score, "low": bounds.sel(bound="low"), "high": bounds.sel(bound="high")}
+    columns |= {"relative SAT": relative, "accuracy": score.accuracy}
+    table = pd.DataFrame({key: values.to_series() for key, values in columns.items()})
+    return table.drop(name).sort_values("SAT", ascending=False)

@@ -8,9 +8,11 @@ another store that has taken the place of its own.
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,9 +89,11 @@ class Store:
         added = {key for key in now.keys() - before.keys() if key.startswith(("models.", "test_images"))}
         differences = setting_differences(before, {key: now[key] for key in now if key not in added})
         if before and differences:
+            absent = [key for key in before if key.startswith("models.") and key not in now]
+            advice = "give a zoo that holds all of its models, or " if absent else ""
             raise ValueError(
-                f"{self.path} was made with other settings ({'; '.join(differences)}): choose another "
-                "folder, or delete it to start anew"
+                f"{self.path} was made with other settings ({'; '.join(differences)}): {advice}choose "
+                "another folder"
             )
 
     def prepare(
@@ -161,23 +165,51 @@ class Store:
         there = group.attrs["settings"]
         return there == self.settings and list(there["models"]) == list(self.settings["models"])
 
+    def put(self, study: xr.Dataset, change: Callable[[str], NDArray[np.int8]]) -> None:
+        """Write a finished study that is at hand, in place of one of fewer models.
+
+        Parameters
+        ----------
+        study : Dataset
+            All but the perturbations.
+        change : callable
+            Returns the perturbations (image, channel, y, x) made on a source.
+        """
+        self.check_settings()
+        names = study.source.values.tolist()
+        lengths = {**study.sizes} | dict(zip(("channel", "y", "x"), change(names[0]).shape[1:], strict=True))
+        with self._new(lengths) as group:
+            for name in {*_arrays(group)} - {"perturbation", "finished"}:
+                values = study[name].values
+                steps = np.rint(values * PROBABILITY_STEPS) if name == "clean_probability" else values
+                group[name][:] = steps
+            for place, name in enumerate(names):
+                group["perturbation"][place] = change(name)
+            group["finished"][:] = True
+
     def _create(
         self, values: Mapping[str, NDArray[Any]], pixels: Sequence[int], known: _Group | None
     ) -> None:
-        """Write a store with all but the attacks that aren't `known`; it appears whole or not at all."""
+        """Write a store with all but the attacks that aren't `known`."""
+        lengths = {name: len(values[name]) for name in values}
+        with self._new(lengths | dict(zip(("channel", "y", "x"), pixels, strict=True))) as group:
+            for name in values:
+                group[name][:] = np.array(values[name])
+            if known is not None:
+                _inherit(group, known)
+
+    @contextmanager
+    def _new(self, lengths: Mapping[str, int]) -> Iterator[_Group]:
+        """Hand out a new store of empty arrays, which appears whole or not at all."""
         unfinished = self.path.with_name(f"{self.path.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         hardware = f"{os.cpu_count()} CPUs, {platform.machine()}"
         attributes = {"format": _FORMAT, "settings": dict(self.settings), "hardware": hardware}
         group: _Group = zarr.create_group(unfinished, attributes=attributes)
-        lengths = {name: len(values[name]) for name in values}
-        lengths |= dict(zip(("channel", "y", "x"), pixels, strict=True))
         for name in _arrays(group):
             _add(group, name, lengths)
-        for name in values:
-            group[name][:] = np.array(values[name])
-        if known is not None:
-            _inherit(group, known)
+        yield group
+        if self.path.exists():
             self.path.rename(_replaced(self.path))
         unfinished.rename(self.path)
         _finish_replacement(self.path)
@@ -277,12 +309,22 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say how the settings of what is stored differ from those asked for now."""
-    return [
-        f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} now"
+    """Say how the settings of what is stored differ from those asked for now; of many models, name three."""
+    differences = [
+        f"{key}: {_short(before.get(key, 'absent'))} there, {_short(now.get(key, 'absent'))} now"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
+    models = [difference for difference in differences if difference.startswith("models.")]
+    others = [difference for difference in differences if difference not in models]
+    more = [f"and {len(models) - 3} models more"] if models[3:] else []
+    return others + models[:3] + more
+
+
+def _short(setting: object) -> str:
+    """Shorten the hash of a file, an image set or a network."""
+    text = str(setting)
+    return f"{text[:8]}…" if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def check_same_predictions(name: str, stored: NDArray[np.int16], now: NDArray[np.int16]) -> None:
@@ -437,6 +479,14 @@ def plain_attributes(settings: Mapping[str, Any]) -> dict[str, str | int]:
         else json.dumps(value, sort_keys=True)
         for key, value in settings.items()
     }
+
+
+def settings_of(study: xr.Dataset) -> dict[str, Any]:
+    """Return the settings that a study was made with, as they are stored."""
+    kept = {key: study.attrs[key] for key in study.attrs if key not in ("format", "hardware")}
+    written = {"attack_settings", "fold", "perturbations", "versions"} & {*kept}
+    models = dict(zip(study.target.values.tolist(), study.model_sha256.values.tolist(), strict=True))
+    return kept | {key: json.loads(kept[key]) for key in written} | {"models": models}
 
 
 def images_of(study: xr.Dataset, images: ImageSet) -> ImageSet:

@@ -17,6 +17,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import timm
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from modelsim.attacks import frozen
-from modelsim.catalogue import CATALOGUE, Architecture
+from modelsim.catalogue import CATALOGUE, Architecture, at_full_width
 from modelsim.images import check_strings, check_whole, data_directory
 
 _Numbers = Sequence[float]
@@ -118,20 +119,27 @@ def build(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifier:
     Examples
     --------
     >>> classifier = build("convnext_tiny", seed=0)
+    >>> build("mobilenetv3_small_050").input_size
+    64
 
     Parameters
     ----------
     name : str
-        A name of the catalogue.
+        A name of the catalogue, built as small as there; or any other of timm, built at full width, with
+        an input as small as it takes (64 pixels for a published 224).
     seed : int
         Of the initial weights; the global random state stays as it was.
 
     Raises
     ------
     TypeError, ValueError
-        If the architecture is unknown, or a number is out of range.
+        If timm doesn't know the name either, its network has no classifier head, or a number is out of range.
     """
-    return assemble(architecture(name), seed=seed, n_classes=n_classes)
+    if name in CATALOGUE:
+        return assemble(CATALOGUE[name], seed=seed, n_classes=n_classes)
+    if not timm.is_model(name):
+        raise ValueError(unknown_name_message("architecture", name, [*CATALOGUE, *timm.list_models()]))
+    return assemble(at_full_width(name), seed=seed, n_classes=n_classes)
 
 
 def assemble(entry: Architecture, *, seed: int = 0, n_classes: int = 10) -> Classifier:
@@ -211,20 +219,25 @@ def in_half_precision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
 
 
-def save_weights(classifier: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+def save_weights(classifier: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the weights in half precision, with `metadata`; either the whole file appears or none.
+
+    Examples
+    --------
+    >>> save_weights(classifier, "runs/mine.safetensors")
 
     Raises
     ------
     ValueError
         If a weight is too large for half precision or not finite.
     """
-    weights = in_half_precision(classifier.state_dict())
+    path, weights = Path(path), in_half_precision(classifier.state_dict())
     for key, value in weights.items():
         if not torch.isfinite(value).all():
             raise ValueError(f"{key} does not fit into half precision: {path} is not written")
     partial_path = path.with_suffix(".partial")
-    safetensors.torch.save_file(weights, partial_path, {**metadata, "sha256": _digest(weights)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(weights, partial_path, {**(metadata or {}), "sha256": _digest(weights)})
     partial_path.replace(path)
 
 
@@ -248,8 +261,15 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise _damaged(path, str(error)) from error
 
 
-def load_weights(classifier: nn.Module, path: Path) -> None:
-    """Fill `classifier` with the weights of `path`, in single precision, after checking their hash.
+def load_weights(classifier: nn.Module, path: str | Path) -> None:
+    """Fill `classifier` with the weights of a safetensors file, in single precision.
+
+    Examples
+    --------
+    >>> load_weights(build("mobilenetv3_small_050"), "runs/mine.safetensors")
+
+    A file that `save_weights` wrote is checked against the hash noted in it. One that was written elsewhere
+    may hold the weights of the network that a `Classifier` wraps.
 
     Raises
     ------
@@ -258,14 +278,23 @@ def load_weights(classifier: nn.Module, path: Path) -> None:
     ValueError
         If the file is damaged, or its weights are another architecture's.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: run `python -m modelsim train {path.stem}`")
     noted, weights = read_metadata(path).get("sha256"), safetensors.torch.load_file(path)
-    if noted != _digest(weights):
+    if noted is not None and noted != _digest(weights):
         raise _damaged(path, "its hash differs from the one noted in it")
-    expected = {key: value.shape for key, value in classifier.state_dict().items()}
-    if {key: value.shape for key, value in weights.items()} != expected:
-        raise ValueError(f"weight file {path} belongs to another architecture than {path.stem}")
+    if isinstance(classifier, Classifier) and not any(key.startswith("network.") for key in weights):
+        weights = {f"network.{key}": value for key, value in weights.items()}
+    expected = {key: tuple(value.shape) for key, value in classifier.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    if differing := sorted(key for key, _ in expected.items() ^ found.items()):
+        key = differing[0]
+        raise ValueError(
+            f"weight file {path} belongs to another architecture: {len({*differing})} weights are missing, "
+            f"too many or of another shape, such as {key}: {found.get(key, 'none')} in the file, "
+            f"{expected.get(key, 'none')} in the network"
+        )
     classifier.load_state_dict(weights)
 
 
@@ -310,7 +339,7 @@ def weights_folder() -> Path:
 
 def load_trained(name: str, *, folder: Path) -> Classifier:
     """Load one classifier of a folder of weights."""
-    classifier = build(split_model_name(name)[0])
+    classifier = assemble(architecture(split_model_name(name)[0]))
     load_weights(classifier, folder / f"{name}.safetensors")
     return classifier.eval()
 
