@@ -1,11 +1,17 @@
 """The command line: `python -m modelsim`, or `modelsim`."""
 
+import importlib
 import shlex
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import timm
 import typer
+import xarray as xr
+from torch import nn
 from typer import Argument, Option
 from typer.core import TyperGroup
 
@@ -15,6 +21,7 @@ from modelsim.catalogue import CATALOGUE
 from modelsim.images import check_number
 from modelsim.scores import Measure
 from modelsim.training import Kind, train_zoo
+from modelsim.zoo import naming, split_model_name, unknown_name_message
 
 Strings = list[str] | None
 Names = Annotated[Strings, Argument(help="`resnet50`, `resnet50-seed1` … Default: all architectures.")]
@@ -130,6 +137,80 @@ def score(
         rate = ms.transferability(opened)
         table.assign(hits=rate.hits.values.ravel(), trials=rate.trials.values.ravel()).to_csv(csv)
     return (table if intervals else matrix.to_pandas()).round(3).to_string()
+
+
+@app.command()
+def compare(
+    network: Annotated[str, Argument(help="A name of timm, or `module:function` that returns a module.")],
+    weights: Annotated[Path | None, Option(help="Its weights, a safetensors file.")] = None,
+    name: Annotated[str, Option(help="What to call it.")] = "mine",
+    study: Annotated[Path, Option(help="Folder of the study to compare with.")] = Path("data/fashion69"),
+    models: Annotated[Strings, Option(help="A model of the study; repeat for more. Default: all.")] = None,
+    images: Annotated[int | None, Option(min=1, help="Images of the study, evenly. Default: all.")] = None,
+    out: Annotated[Path | None, Option(help="Keep the study with the network in this folder.")] = None,
+) -> str:
+    """Attack one network, show it to all of a study and all to it, and tell whom it resembles.
+
+    Example: `python -m modelsim compare mobilenetv3_small_050 --weights mine.safetensors --out runs/mine`
+
+    For a first look, a dozen networks and 200 images:
+    `python -m modelsim compare my_networks:small --images 200 --models resnet50 --models convnext_tiny`
+    """
+    some = _part(ms.open_study(study), models, images)
+    extended = ms.compare(_classifier(network, weights), some, name=name, out=out)
+    kept = f"\n\nthe study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}" if out else ""
+    return _reading(extended, name, network) + kept
+
+
+def _part(study: xr.Dataset, models: Strings, images: int | None) -> xr.Dataset:
+    """Select models of a study, and some of its images, evenly."""
+    names = study.target.values.tolist()
+    if unknown := [model for model in models or [] if model not in names]:
+        raise ValueError(unknown_name_message("model of the study", unknown[0], names))
+    n = study.sizes["image"]
+    places = np.arange(min(images or n, n)) * n // min(images or n, n)
+    return study.sel(source=models or names, target=models or names).isel(image=places)
+
+
+def _classifier(network: str, weights: Path | None) -> nn.Module:
+    """Build a network, or have it built by a function of the user's, and fill it with weights."""
+    module, _, function = network.partition(":")
+    if not function and weights is None:
+        raise ValueError(f"{network!r} needs --weights FILE; or give MODULE:FUNCTION that returns a network")
+    if function:
+        sys.path.insert(0, "")  # where the user is
+        with naming(network):
+            classifier = getattr(importlib.import_module(module), function)()
+    else:
+        classifier = ms.build(network)
+    if weights is not None:
+        ms.load_weights(classifier, weights)
+    return classifier
+
+
+def _reading(study: xr.Dataset, name: str, network: str) -> str:
+    """Say whom a classifier resembles most and least, with whom it falls into a group, and votes best."""
+    table, components = ms.neighbours(study, name), ms.components_table()
+    known = [split_model_name(model)[0] for model in table.index]
+    table["base"] = [getattr(ms.CATALOGUE.get(model), "base", "") for model in known]
+    if timm.is_model(network):
+        same = components.reindex(known) == ms.read_components([network]).iloc[0]
+        table["components in common"] = [f"{count} of {same.shape[1]}" for count in same.sum(axis=1)]
+    right = (study.clean_prediction.sel(target=name) == study.label).mean().item()
+    told = f"{name} is right on {right:.1%} of {study.sizes['image']} images, the others on"
+    lines = [f"{told} {table.accuracy.median():.1%} (median)"]
+    ends = {"most similar": table.head(), "least similar": table.tail().iloc[::-1]}
+    for title, part in (ends if len(table) > 10 else {"most similar first": table}).items():
+        lines += ["", part.round(2).rename_axis(title).to_string()]
+    if len(table) >= 8:
+        group = ms.spectral_clusters(ms.relative_sat(ms.transferability(study)), 4).to_series()
+        mates = [model for model in table.index if group[model] == group[name]]
+        lines += ["", f"of four groups it falls into that of {', '.join(mates) or 'none other'}"]
+    if "clean_probability" in study:
+        votes = ms.vote(study, [(name, other) for other in table.index]).droplevel(0).nlargest(3)
+        partners = ", ".join(f"{other} ({share:.1%} right together)" for other, share in votes.items())
+        lines += ["", f"best partners in a vote of two: {partners}"]
+    return "\n".join(lines)
 
 
 @app.command()

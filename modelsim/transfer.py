@@ -126,7 +126,10 @@ class Engine:
         with naming(name):
             found = logits(network, canvas, batch_size=batch_size, device=self.device)
             if found.shape[1] != (n := len(self.images.classes)):
-                raise ValueError(f"it has {found.shape[1]} classes, the image set and its peers {n}")
+                raise ValueError(
+                    f"it has {found.shape[1]} classes, the image set and its peers {n} (does it return "
+                    "features instead of logits?)"
+                )
         return found
 
     def predictions(self, name: str, canvas: Tensor) -> NDArray[np.int16]:

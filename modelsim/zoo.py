@@ -280,7 +280,9 @@ def load_weights(classifier: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: run `python -m modelsim train {path.stem}`")
+        ours = split_model_name(path.stem)[0] in CATALOGUE
+        advice = f": run `python -m modelsim train {path.stem}`" if ours else ""
+        raise FileNotFoundError(f"no weights at {path}{advice}")
     noted, weights = read_metadata(path).get("sha256"), safetensors.torch.load_file(path)
     if noted is not None and noted != _digest(weights):
         raise _damaged(path, "its hash differs from the one noted in it")
