@@ -146,7 +146,7 @@ def compare(
     name: Annotated[str, Option(help="What to call it.")] = "mine",
     study: Annotated[Path, Option(help="Folder of the study to compare with.")] = Path("data/fashion69"),
     models: Annotated[Strings, Option(help="A model of the study; repeat for more. Default: all.")] = None,
-    images: Annotated[int | None, Option(min=1, help="Images of the study, evenly. Default: all.")] = None,
+    images: Annotated[int | None, Option(min=1, help="How many of its images. Default: all.")] = None,
     out: Annotated[Path | None, Option(help="Keep the study with the network in this folder.")] = None,
 ) -> str:
     """Attack one network, show it to all of a study and all to it, and tell whom it resembles.
@@ -167,8 +167,9 @@ def _part(study: xr.Dataset, models: Strings, images: int | None) -> xr.Dataset:
     names = study.target.values.tolist()
     if unknown := [model for model in models or [] if model not in names]:
         raise ValueError(unknown_name_message("model of the study", unknown[0], names))
-    n = study.sizes["image"]
-    places = np.arange(min(images or n, n)) * n // min(images or n, n)
+    # The first images of every class, so that each has as many.
+    place_in_class = study.label.to_series().groupby(study.label.values).cumcount().values
+    places = np.sort(np.argsort(place_in_class, kind="stable")[:images])
     return study.sel(source=models or names, target=models or names).isel(image=places)
 
 
