@@ -9,6 +9,7 @@ from modelsim.clustering import distance, perturbed, spectral_clusters
 from modelsim.compare import compare
 from modelsim.components import components, components_table, disagreements, read_components
 from modelsim.ensembles import member_sets, vote
+from modelsim.forecast import forecast, pair_features
 from modelsim.images import ImageSet, data_directory, fashion_mnist
 from modelsim.published import PublishedScoresUnavailable, published_components, published_sat
 from modelsim.scores import (
@@ -32,10 +33,10 @@ __all__ = [
     "CATALOGUE", "RELATIONS", "Architecture", "Classifier", "ImageSet", "PublishedScoresUnavailable",
     "Recipe", "Teacher", "Zoo", "accuracy", "adversarial_images", "agreement", "build", "compare",
     "components", "components_table", "data_directory", "disagreements", "distance", "fashion_mnist",
-    "fgsm", "first_seeds", "fit", "interval", "jackknife", "load_weights", "load_zoo", "main_effects",
-    "member_sets", "neighbours", "open_study", "pairs", "perturbed", "pgd", "published_components",
-    "published_sat", "read_components", "relations", "relative_sat", "sat", "save_weights",
-    "spectral_clusters", "train", "training_table", "transfer", "transferability", "vote",
-    "white_box_success",
+    "fgsm", "first_seeds", "fit", "forecast", "interval", "jackknife", "load_weights", "load_zoo",
+    "main_effects", "member_sets", "neighbours", "open_study", "pair_features", "pairs", "perturbed",
+    "pgd", "published_components", "published_sat", "read_components", "relations", "relative_sat",
+    "sat", "save_weights", "spectral_clusters", "train", "training_table", "transfer", "transferability",
+    "vote", "white_box_success",
 ]
 # fmt: on

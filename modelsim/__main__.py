@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import timm
 import typer
 import xarray as xr
@@ -112,6 +113,33 @@ def components(
     if csv:
         table.to_csv(csv)
     return table.T.to_string()
+
+
+@app.command()
+def forecast(
+    names: Annotated[list[str], Argument(help="Models of timm.")],
+    level: Annotated[float, Option(help="Of the intervals, 0 to 1.")] = 0.9,
+    csv: Csv = None,
+) -> str:
+    """Foretell from components alone how similar models of timm are to the 69, on ImageNet.
+
+    Example: `python -m modelsim forecast resnet18 mobilenetv4_conv_small --level 0.8`
+
+    No weights are needed, only the paper's released scores, which are fetched once.
+    """
+    table, known = ms.read_components(names), ms.components_table()
+    told = ms.forecast(table, level=level)
+    if csv:
+        told.to_csv(csv)
+    return "\n\n".join(_row(table.loc[name], told.loc[name], known) for name in table.index) + _CAVEAT
+
+
+def _row(read: pd.Series, told: pd.DataFrame, known: pd.DataFrame) -> str:
+    new = [" (none of the 69)" if value not in known[name].values else "" for name, value in read.items()]
+    told = told.assign(base=[CATALOGUE[other].base for other in told.index]).sort_values("SAT", kind="stable")
+    ends = {"most similar": told[:-6:-1], "least similar": told[:5]}
+    tables = [f"{what}\n{rows.rename_axis(None).round(2).to_string()}" for what, rows in ends.items()]
+    return "\n".join([str(read.name), (read + new).to_string(), *tables])
 
 
 @app.command()

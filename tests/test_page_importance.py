@@ -4,14 +4,14 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from joblib import parallel_config
 from pages import page
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from xgboost import XGBRegressor
+
+import modelsim as ms
 
 with warnings.catch_warnings():
     # shap gives its colour maps their bad, over and under colours in a way that matplotlib will drop.
@@ -42,7 +42,7 @@ def noise(n, *, seed=0, scale=0.1):
 
 
 def judged(model, components, y):
-    x, ends = importance.pair_features(components).to_numpy(), ends_of(len(components))
+    x, ends = ms.pair_features(components).to_numpy(), ends_of(len(components))
     for units, new in ((np.arange(len(y))[:, None], 1), (ends, 2)):
         errors = importance.squared_errors(importance.fitted(model, x, y, units), x, y, new)
         yield importance.r2(y, errors, np.ones((1, len(y)))).item()
@@ -54,24 +54,8 @@ def planted():
     components, ends = zoo().assign(**{"component 4": lambda table: table["component 3"]}), ends_of(30)
     one, other = components.to_numpy()[ends.T]
     y = (one == other) @ [0, 1, 0, 0.6, 0] + noise(30)
-    features = importance.pair_features(components)
+    features = ms.pair_features(components)
     return components, features, y, ends, importance.fitted(TREES, features.to_numpy(), y, ends, repeats=1)
-
-
-def test_features_of_a_tiny_zoo():
-    tiny = {"activation": ["ReLU", "GeLU", "ReLU"], "accuracy": [70.0, 80.0, 75.0]}
-    features = importance.pair_features(pd.DataFrame(tiny, ["a", "b", "c"]))
-    assert features.index.to_list() == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert features["activation"].to_dict("list") == {"same": [0, 1, 0], "GeLU": [1, 0, 1], "ReLU": [1, 2, 1]}
-    assert features["accuracy"].to_dict("list") == {"difference": [10, 5, 5], "mean": [75, 72.5, 77.5]}
-
-
-@given(st.permutations(range(8)), st.integers(0, 100))
-def test_features_do_not_depend_on_which_network_comes_first(order, seed):
-    components = zoo(8, seed=seed).assign(accuracy=np.arange(8) ** 2)
-    straight, permuted = map(importance.pair_features, (components, components.iloc[order]))
-    permuted.index = pd.MultiIndex.from_tuples([sorted(pair) for pair in permuted.index])
-    pd.testing.assert_frame_equal(permuted.loc[straight.index, straight.columns], straight, check_names=False)
 
 
 def test_no_held_out_network_is_in_training():
@@ -111,7 +95,7 @@ def test_weights_are_how_often_a_draw_holds_both_networks():
 
 def test_r2_is_scikit_learns_also_when_pairs_are_tested_twice_and_drawn_often():
     ends, y, drawn = ends_of(12), noise(12), importance.times_drawn(ends_of(12), draws=3)
-    x = importance.pair_features(zoo(12)).to_numpy()
+    x = ms.pair_features(zoo(12)).to_numpy()
     fits = importance.fitted(LINEAR, x, y, ends, repeats=2)
     for new in (1, 2):
         tests = [np.flatnonzero(count == new) for _, count in fits]
