@@ -30,6 +30,10 @@ StudyFolder = Annotated[Path, Option(help="Folder for the study; a study begun t
 Csv = Annotated[Path | None, Option(help="Write the table to this file.")]
 Workers = Annotated[int, Option(min=1, help="Processes that work side by side.")]
 Scheduler = Annotated[str | None, Option(help="Address of a Dask scheduler, whose workers do the work.")]
+_CAVEAT = """
+
+Foretold from components, not measured. Where whole families of the 69 were left out, the 90 % intervals held
+91 % of all pairs, but of a single network's 33 % to 100 %: the errors of one network go together."""
 
 
 class Program(TyperGroup):
@@ -136,8 +140,8 @@ def forecast(
 
 def _row(read: pd.Series, told: pd.DataFrame, known: pd.DataFrame) -> str:
     new = [" (none of the 69)" if value not in known[name].values else "" for name, value in read.items()]
-    told = told.assign(base=[CATALOGUE[other].base for other in told.index]).sort_values("SAT", kind="stable")
-    ends = {"most similar": told[:-6:-1], "least similar": told[:5]}
+    told = told.assign(base=[CATALOGUE[other].base for other in told.index])
+    ends = {"most similar": told.nlargest(5, "SAT"), "least similar": told.nsmallest(5, "SAT")}
     tables = [f"{what}\n{rows.rename_axis(None).round(2).to_string()}" for what, rows in ends.items()]
     return "\n".join([str(read.name), (read + new).to_string(), *tables])
 

@@ -43,6 +43,7 @@ def pair(tmp_path_factory):
         f"transfer --scheduler {CLUSTER}",
         "score data/fashion69 --measure sat --intervals --csv sat.csv",
         "components resnet50 maxvit_tiny_tf_224",
+        "forecast resnet18 mobilenetv4_conv_small --level 0.8",
     ],
 )
 def test_help_of_a_command_shows_its_example(example):
