@@ -70,7 +70,7 @@ def test_intervals_hold_as_many_pairs_of_newcomers_as_they_say(level):
     told = foretold(NEW, level=level)
     true, half = TRUE.to_series().loc[told.index], (told.high - told.low).iloc[0] / 2
     assert true.between(told.low, told.high).mean() == pytest.approx(level, abs=0.07)
-    np.testing.assert_allclose(told[["low", "high"]], told[[SAT]].to_numpy() + [-half, half])
+    np.testing.assert_allclose(told[["low", "high"]], told[[SAT]].to_numpy() + np.array([-half, half]))
 
 
 def test_a_forecast_does_not_depend_on_what_else_is_asked_for():
