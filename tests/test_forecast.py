@@ -24,15 +24,15 @@ def zoo(n, *, seed=0):
     return pd.DataFrame(drawn, [f"m{i}" for i in range(n)], [f"component {i}" for i in range(4)])
 
 
-def planted(components, *, seed=0):
+def planted(components):
     """Similarity by agreement in components 1 and 3, each network's own level, and noise."""
-    n, values, random = len(components), components.to_numpy(), np.random.default_rng(seed)
-    level, noise = random.normal(scale=0.1, size=n), np.triu(random.normal(scale=0.1, size=(n, n)), 1)
-    same = (values[:, None] == values) @ [0, 1, 0, 0.6]
+    values, (level, *noise) = components.to_numpy(), np.random.default_rng(0).normal(0, 0.1, (81, 80))
+    same, noise = (values[:, None] == values) @ GAINS, np.triu(noise, 1)
     return labelled(2 + same + level[:, None] + level + noise + noise.T, list(components.index), SAT)
 
 
-KNOWN, NEW, TRUE = zoo(40), zoo(80)[40:], planted(zoo(80))
+GAINS = 0, 1, 0, 0.6
+KNOWN, NEW, TRUE = zoo(80)[:40], zoo(80)[40:], planted(zoo(80))
 
 
 def foretold(new, **options):
@@ -58,7 +58,7 @@ def test_features_do_not_depend_on_which_network_comes_first(order, seed):
 def test_forecast_finds_the_planted_components_and_no_others():
     newcomer = pd.DataFrame([["0"] * 4], ["new"], KNOWN.columns)
     row = foretold(newcomer)[SAT]
-    for component, gain in zip(KNOWN, (0, 1, 0, 0.6), strict=True):
+    for component, gain in zip(KNOWN, GAINS, strict=True):
         moved = foretold(newcomer.assign(**{component: "1"}))[SAT] - row
         toward, away = (moved["new"][KNOWN[component] == value].mean() for value in "10")
         assert toward - away == pytest.approx(2 * gain, abs=0.15)
@@ -98,17 +98,17 @@ def test_the_row_of_a_known_network_is_not_used_for_its_forecast(name):
 
 
 WRONG = {
-    "unknown model of timm 'resnet81': did you mean 'resnet18'": ("resnet81", 0.9),
-    "no component 1, component 2, component 3": (NEW[["component 0"]], 0.9),
-    "m40": (pd.concat([NEW[:1]] * 2), 0.9),
-    "40 networks known, level must be above 0, at most 40/41, got 0.99": (NEW, 0.99),
+    "unknown model of timm 'resnet81': did you mean 'resnet18'": {"models": "resnet81"},
+    "no component 1, component 2, component 3": {"models": NEW[["component 0"]]},
+    "m40": {"models": pd.concat([NEW[:1]] * 2)},
+    "40 networks known, level must be above 0, at most 40/41, got 0.99": {"models": NEW, "level": 0.99},
 }
 
 
 @pytest.mark.parametrize("message", WRONG)
 def test_what_is_wrong_is_named(message):
     with pytest.raises(ValueError, match=message):
-        foretold(WRONG[message][0], level=WRONG[message][1])
+        ms.forecast(components=KNOWN, similarity=TRUE, **WRONG[message])
 
 
 def test_command_shows_components_new_values_and_both_ends_of_the_row(monkeypatch, tmp_path):
