@@ -152,7 +152,7 @@ window.modelsimExplorer = async function (id) {
 
   function figure(kind, label) {
     const tip = el("div", { class: "tip", hidden: "" });
-    const drawn = el("div", { class: "drawn" });
+    const drawn = el("div", { class: "drawn", inert: "", "aria-hidden": "true" });
     const over = el("div", { class: "over", tabindex: "0", role: "application", "aria-label": label });
     return { tip, drawn, over, box: el("div", { class: `plot ${kind}` }, drawn, over, tip) };
   }
@@ -185,7 +185,7 @@ window.modelsimExplorer = async function (id) {
     if (data.votes) rows.push(["Accuracy of the two in a vote", percent(at(data.votes, i, j), 2)]);
     for (const shown of views) rows.push([shown.title, withInterval(shown, i, j)]);
     for (const [a, b] of data.directed ? [[i, j], [j, i]] : []) {
-      rows.push([`Images made on ${names[a]} that fool ${names[b]}`, percent(data.directed[a * n + b], 1)]);
+      rows.push([`Images made on ${names[a]} that fool ${names[b]}, here`, percent(data.directed[a * n + b], 1)]);
     }
     return rows;
   }
@@ -433,7 +433,7 @@ window.modelsimExplorer = async function (id) {
     if (i === j) return [[dot(i), names[i]], baseOf(i)];
     const lines = [[dot(i), names[i]], [dot(j), names[j]], `${view().title}: ${withInterval(view(), i, j)}`];
     for (const [a, b, arrow] of data.directed ? [[i, j, "→"], [j, i, "←"]] : []) {
-      lines.push(`first ${arrow} second${view().here ? "" : ", here"}: ${percent(data.directed[a * n + b], 1)}`);
+      lines.push(`first ${arrow} second, here: ${percent(data.directed[a * n + b], 1)}`);
     }
     return lines;
   }
