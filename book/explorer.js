@@ -148,7 +148,7 @@ window.modelsimExplorer = async function (id) {
     legend.append(el("span", {}, dot(all.find((i) => baseOf(i) === base)), base));
   }
 
-  const nearness = `Near each other: similar. Lines go to the ${lengthOfLists} most similar to the first network.`;
+  const nearness = `Near each other: similar. Lines go from the first network to the ${lengthOfLists} with the highest value.`;
 
   function figure(kind, label) {
     const tip = el("div", { class: "tip", hidden: "" });
