@@ -71,8 +71,13 @@ def check_number(*, least: float = float_info.min, most: float = float_info.max,
             raise ValueError(f"{name} must be {f'at most {most:.4g}' if number > most else low}, got {value}")
 
 
-def check_images(images: Tensor) -> None:
+_TO_CANVAS = "convert them by .float(), divide 8-bit images by 255, and leave normalisation to the networks"
+
+
+def check_images(images: Tensor, *, what: str = "images", advice: str = _TO_CANVAS) -> None:
     """Raise unless `images` is a canvas: float32 (n, channel, height, width) in [0, 1], n ≥ 1.
+
+    A message begins with `what`, and ends with `advice` where type or range are wrong.
 
     Raises
     ------
@@ -82,16 +87,16 @@ def check_images(images: Tensor) -> None:
         If its shape is not four-dimensional with 1 or 3 channels, it is empty, or a value is NaN or
         outside [0, 1].
     """
-    _check_type("images", images, torch.float32, "; divide 8-bit images by 255")
+    _check_type(what, images, torch.float32, advice)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images must have shape (n, 1 or 3, height, width), got {tuple(images.shape)}")
+        raise ValueError(f"{what} must have shape (n, 1 or 3, height, width), got {tuple(images.shape)}")
     if images.numel() == 0:
         raise ValueError(f"the image set is empty: shape {tuple(images.shape)}")
     if images.isnan().any():
-        raise ValueError(f"{int(images.isnan().flatten(1).any(1).sum())} image(s) contain NaN")
+        raise ValueError(f"{what}: {int(images.isnan().flatten(1).any(1).sum())} image(s) contain NaN")
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
-        raise ValueError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
+        raise ValueError(f"{what} must lie in [0, 1], got values from {low:.8g} to {high:.8g}: {advice}")
 
 
 def check_labels(labels: Tensor, *, n_images: int, n_classes: int) -> None:
@@ -104,7 +109,7 @@ def check_labels(labels: Tensor, *, n_images: int, n_classes: int) -> None:
     ValueError
         If there is not one label an image, or a label is outside the classes.
     """
-    _check_type("labels", labels, torch.int64)
+    _check_type("labels", labels, torch.int64, "convert them by torch.as_tensor(labels).long()")
     if labels.shape != (n_images,):
         raise ValueError(f"expected one label for each of {n_images} images, got shape {tuple(labels.shape)}")
     outside = ((labels < 0) | (labels >= n_classes)).nonzero().flatten().tolist()
@@ -115,10 +120,10 @@ def check_labels(labels: Tensor, *, n_images: int, n_classes: int) -> None:
         )
 
 
-def _check_type(what: str, values: object, dtype: torch.dtype, hint: str = "") -> None:
+def _check_type(what: str, values: object, dtype: torch.dtype, advice: str) -> None:
     found = values.dtype if isinstance(values, Tensor) else type(values).__name__
     if found != dtype:
-        raise TypeError(f"{what} must be a tensor of {dtype}, got {found}{hint}")
+        raise TypeError(f"{what} must be a tensor of {dtype}, got {found}: {advice}")
 
 
 @dataclass(frozen=True)
@@ -158,10 +163,16 @@ class ImageSet:
     name: str
 
     def __post_init__(self) -> None:
-        check_images(self.images)
-        check_labels(self.labels, n_images=len(self.images), n_classes=len(self.classes))
+        for what, values in {"images": self.images, "labels": self.labels}.items():
+            if isinstance(values, Tensor) and (values.device.type != "cpu" or values.requires_grad):
+                raise ValueError(f"{what} must be plain values on the CPU: give {what}.detach().cpu()")
         check_strings("image ids", self.ids)
         check_strings("class names", self.classes)
+        check_strings("names of image sets", [self.name])
+        for name in ("ids", "classes"):  # such as a list
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_images(self.images)
+        check_labels(self.labels, n_images=len(self.images), n_classes=len(self.classes))
         n, given, unique = len(self), len(self.ids), len(set(self.ids))
         if not n == given == unique:
             raise ValueError(f"expected {n} unique image ids, got {given} of which {unique} differ")

@@ -106,19 +106,28 @@ class Engine:
             attacked()
         change = to_8_bit(torch.cat(adversarial)) - to_8_bit(self.images.images)
         if (most := int(change.abs().max())) > 127:
-            raise ValueError(f"model {name!r}: a perturbation of {most}/255 doesn't fit the store's 127/255")
+            raise ValueError(
+                f"model {name!r}: a perturbation of {most}/255 doesn't fit the store's 127/255: return the "
+                "images in their order, changed by less than half of the canvas"
+            )
         return change.numpy().astype(np.int8)
 
     def _attacked(self, network: nn.Module, start: int) -> Tensor:
         part = self.images[start : start + self.batch_size]
-        seed = attack_settings(self.attack).get("seed")
+        settings = attack_settings(self.attack)
+        seed, eps = settings.get("seed"), settings.get("eps")
         advanced = {} if seed is None else {"seed": seed + start}
         x, y = part.images.to(self.device), part.labels.to(self.device)
         made = self.attack(network, x.clone(), y, **advanced)
-        check_images(made.detach() if isinstance(made, Tensor) else made)
-        if made.shape != x.shape:
-            raise ValueError(f"the attack turned {tuple(x.shape)} into {tuple(made.shape)}")
-        return made.detach().cpu()
+        plain = made.detach().cpu() if isinstance(made, Tensor) else made
+        check_images(plain, what="what the attack returns", advice="end it with .float().clamp(0, 1)")
+        if plain.shape != x.shape:
+            raise ValueError(f"the attack turned {tuple(x.shape)} into {tuple(plain.shape)}")
+        # No pixel changes by more than the change as a whole, whatever the norm in which that is at most eps.
+        most = float((plain - part.images).abs().max())
+        if isinstance(eps, int | float) and most > eps + 1e-5:
+            raise ValueError(f"the attack changes a pixel by {most:.4g}, more than its eps={eps:.4g}")
+        return plain
 
     def logits(self, name: str, canvas: Tensor, *, batch_size: int = 100) -> Tensor:
         """Return the logits (image, class) of a network, which must have the classes of the images."""
@@ -226,7 +235,7 @@ def transfer(
     attack : callable
         `attack(classifier, images, labels, **settings)`, such as `pgd` or a `functools.partial` of
         it. Its settings are recorded, and its code if it isn't one of modelsim's; a `seed` among them is
-        advanced for every batch.
+        advanced for every batch, an `eps` bounds the change of every pixel.
     out : path
         Folder for the study, in `out/study.zarr`.
     test_images : ImageSet, optional
@@ -269,14 +278,14 @@ def transfer(
     ValueError
         If the zoo is empty, a classifier misbehaves (raises, returns another shape, NaN, infinity, or
         another number of classes than its peers; tells an image otherwise when it is asked again or in
-        other company), the attack leaves the canvas or can't be recorded, or `out` holds a study with
-        other settings or other networks: the message names the difference. What was finished before
-        stays on disk. Also if `test_images`
-        has other classes than `images`, `workers` is less than 1 or given beside
-        `scheduler`, or a worker of the scheduler has several threads or another environment.
+        other company), the attack leaves the canvas or its `eps`, or can't be recorded, or `out` holds a
+        study with other settings or other networks: the message names the difference. What was finished
+        before stays on disk. Also if `test_images` has other classes than `images`, `workers` is less than
+        1 or given beside `scheduler`, or a worker of the scheduler has several threads or another
+        environment.
     TypeError
-        If a name or a classifier isn't one, or there are several workers and the zoo or the attack can't
-        be pickled.
+        If the zoo, the images, a name or a classifier isn't one, or there are several workers and the zoo or
+        the attack can't be pickled.
     BlockingIOError
         If another run writes to `out`.
     RuntimeError
@@ -322,6 +331,11 @@ def default_device() -> str:
 def _check_input(
     zoo: Mapping[str, nn.Module], images: ImageSet, test_images: ImageSet | None, batch_size: int
 ) -> None:
+    if not hasattr(zoo, "keys"):  # as a torch.nn.ModuleDict has
+        raise TypeError(f"a zoo must be a mapping from names to classifiers, got {type(zoo).__name__}")
+    for what, given in {"images": images, "test_images": test_images}.items():
+        if not isinstance(given, ImageSet | None):
+            raise TypeError(f"{what} must be a modelsim.ImageSet, got {type(given).__name__}")
     if not zoo:
         raise ValueError("the zoo is empty: give at least one classifier")
     check_names(zoo)
@@ -440,9 +454,14 @@ def attack_settings(attack: Attack) -> dict[str, Any]:
         If a setting without a default is not given, or a setting can't be recorded: only numbers,
         strings, booleans and None can, and only where they are parameters.
     """
-    _function(attack)
+    function = _function(attack)
     settings = dict(attack.keywords) if isinstance(attack, partial) else {}
-    for parameter in inspect.signature(attack).parameters.values():
+    try:
+        parameters = inspect.signature(attack).parameters
+    except ValueError as error:  # of a partial that can't be called
+        takes = f"{function.__qualname__}{inspect.signature(function)}"
+        raise ValueError(f"the attack {takes} can't be given {', '.join(settings)}") from error
+    for parameter in parameters.values():
         if parameter.default is not inspect.Parameter.empty:
             settings[parameter.name] = parameter.default
         elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -450,7 +469,9 @@ def attack_settings(attack: Attack) -> dict[str, Any]:
     for name, value in settings.items():
         is_finite = not isinstance(value, float) or isfinite(value)
         if not isinstance(value, bool | int | float | str | None) or not is_finite:
-            raise ValueError(f"can't record {name}={value!r} of the attack")
+            raise ValueError(
+                f"can't record {name}={value!r} of the attack: give a finite number, string, bool or None"
+            )
     return settings
 
 

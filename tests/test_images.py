@@ -1,6 +1,7 @@
 import hashlib
 import shlex
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,11 @@ def test_images_are_chosen_as_elements_of_an_array_are_and_copied(images, positi
     assert [one.ids for one in images] == [(name,) for name in images.ids]
 
 
+def test_lists_of_ids_and_classes_are_kept_as_tuples():
+    made = image_set(ids=["a", "b", "c"], classes=[*tiny.CLASSES])
+    assert (made.ids, made.classes) == (("a", "b", "c"), tiny.CLASSES)
+
+
 @pytest.mark.parametrize("what", ["images", "labels", "ids"])
 def test_fingerprint_changes_with_a_single_entry_and_the_hash_of_an_image_with_its_own_alone(images, what):
     fields = {"images": images.images.clone(), "labels": images.labels.clone(), "ids": images.ids}
@@ -110,8 +116,17 @@ def test_hash_is_the_start_of_a_sha256():
     ("use", "error", "message"),
     [
         (lambda: image_set(np.zeros((3, 1, 8, 8), np.float32)), TypeError, "ndarray"),
-        (lambda: image_set((ONE * 255).to(torch.uint8)), TypeError, "uint8; divide 8-bit images by 255"),
-        (lambda: image_set(ONE.double()), TypeError, "float64"),
+        (lambda: image_set((ONE * 255).to(torch.uint8)), TypeError, "uint8: .*divide 8-bit images by 255"),
+        (lambda: image_set(ONE.double()), TypeError, r"float64: convert them by \.float\(\)"),
+        (lambda: image_set(ONE.clone().requires_grad_()), ValueError, r"give images\.detach\(\)\.cpu\(\)"),
+        (lambda: image_set(ONE.to("meta")), ValueError, "on the CPU"),
+        (
+            lambda: image_set(labels=torch.zeros(3, dtype=torch.int64, device="meta")),
+            ValueError,
+            "labels must",
+        ),
+        (lambda: replace(TWELVE, name=None), TypeError, "names of image sets must be strings, got None"),
+        (lambda: image_set(with_pixel(1 + 2**-23)), ValueError, r"from 0.5 to 1.0000001: .* normalisation"),
         (lambda: image_set(ONE[:, 0]), ValueError, r"\(3, 8, 8\)"),
         (lambda: image_set(ONE.expand(3, 2, 8, 8)), ValueError, r"\(3, 2, 8, 8\)"),
         (lambda: image_set(ONE[:0]), ValueError, r"empty: shape \(0, 1, 8, 8\)"),

@@ -262,6 +262,10 @@ def test_settings_of_an_attack_are_its_keywords_with_what_partial_gave():
     assert attack_settings(given) == {"eps": 0.2, "norm": "inf", "seed": 3, "more": True}
     with pytest.raises(ValueError, match=r"the attack needs eps=….*functools\.partial"):
         attack_settings(needing)
+    with pytest.raises(
+        ValueError, match=r"needing\(classifier, images, labels, \*, eps\) can't be given norm$"
+    ):
+        attack_settings(partial(needing, norm="inf"))
     for value in ([1, 2], math.nan, math.inf):
         with pytest.raises(ValueError, match=re.escape(f"can't record eps={value}")):
             attack_settings(partial(needing, eps=value))
@@ -274,6 +278,9 @@ OTHER_CLASSES = replace(tiny.image_set(), classes=("ant", "bee", "dog"))
     ("changed", "error", "message"),
     [
         (dict(zoo={}), ValueError, "the zoo is empty"),
+        (dict(zoo=[tiny.linear(0)]), TypeError, "a zoo must be a mapping .*, got list"),
+        (dict(images=tiny.image_set().images), TypeError, "images must be a modelsim.ImageSet, got Tensor"),
+        (dict(test_images=(1, 2)), TypeError, "test_images must be a modelsim.ImageSet, got tuple"),
         (dict(zoo={"": tiny.linear(0)}), ValueError, "names of models must not be empty, got ''"),
         (dict(zoo={3: tiny.linear(0)}), TypeError, "names of models must be strings, got 3"),
         (dict(batch_size=0), ValueError, "batch_size must be at least 1, got 0"),
@@ -298,7 +305,11 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(changed, erro
 @pytest.mark.parametrize(
     ("bad", "culprit"),
     [
-        (lambda classifier, images, labels: images + 1, r"must lie in \[0, 1\]"),
+        (
+            lambda classifier, images, labels: images + 1,
+            r"what the attack returns must lie in .*clamp\(0, 1\)",
+        ),
+        (lambda classifier, images, labels, *, eps=0.1: images * 0.8, r"by 0\.\d+, more than its eps=0\.1$"),
         (lambda classifier, images, labels: images[:1], r"turned \(5, 1, 8, 8\) into \(1, 1, 8, 8\)"),
         (lambda classifier, images, labels: images * torch.nan, "5 image.* contain NaN"),
         (lambda classifier, images, labels: 1 - (images > 0.5).float(), "doesn't fit the store's 127/255"),
