@@ -1,4 +1,4 @@
-"""What a page defines, for the tests: its imports, its functions and its plain constants; no cell is run."""
+"""What a page defines, for the tests: its imports, its functions and classes, and its plain constants; no cell is run."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ def _is_constant(node: ast.stmt) -> bool:
 
 
 def page(name: str) -> SimpleNamespace:
-    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef)
+    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
     nodes = [
         node
         for node in ast.parse("\n".join(code_cells(name))).body
