@@ -212,7 +212,7 @@ def _others(study: xr.Dataset, given: Mapping[str, nn.Module]) -> Mapping[str, n
     """Return the models of a study: those given, and those that ship with the book."""
     missing = [name for name in study.target.values.tolist() if name not in given]
     ours = [name for name in missing if split_model_name(name)[0] in CATALOGUE]
-    return ChainMap(cast("Any", given), cast("Any", load_zoo(names=ours)))
+    return ChainMap(cast("Any", given), cast("Any", load_zoo(names=ours) if ours else {}))
 
 
 def _names(study: xr.Dataset, name: str) -> list[str]:

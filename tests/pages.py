@@ -1,4 +1,4 @@
-"""What a page defines, for the tests: its imports, its functions and classes, and its plain constants; no cell is run."""
+"""What a page defines, for the tests: imports, functions, classes and plain constants; no cell is run."""
 
 import ast
 import json
