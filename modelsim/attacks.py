@@ -71,8 +71,9 @@ def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
         logits = classifier(images.clone())
     except Exception as error:  # whatever a network raises
         raise ValueError(
-            f"{type(error).__name__}: {error}. A classifier takes a canvas in [0, 1], here float32 of shape "
-            f"{tuple(images.shape)}: let its forward cast, resize or repeat channels as its layers need"
+            f"{type(error).__name__}: {str(error).rstrip('.')}. A classifier takes a canvas in [0, 1], here "
+            f"float32 of shape {tuple(images.shape)}: let its forward cast, resize (the input_size of "
+            "Classifier) or repeat channels as its layers need"
         ) from error
     is_tensor = isinstance(logits, Tensor) and logits.is_floating_point()
     if not is_tensor or logits.ndim != 2 or len(logits) != len(images):

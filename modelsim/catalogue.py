@@ -488,7 +488,8 @@ def at_full_width(name: str) -> Architecture:
     ValueError
         If none of them gives logits.
     """
-    published = timm.models.get_pretrained_cfg(name).input_size[-1]
+    known = timm.models.get_pretrained_cfg(name)
+    published = known.input_size[-1] if known else 224
     least = round(64 * published / 224 / 8) * 8
     sizes = [least, *range(least // 32 * 32 + 32, published, 32), published]
     for size, key in product(dict.fromkeys(sizes), (None, "img_size")):
@@ -497,6 +498,7 @@ def at_full_width(name: str) -> Architecture:
             if entry.network(n_classes=10).eval()(torch.zeros(1, 1, size, size)).shape == (1, 10):
                 return entry
     raise ValueError(
-        f"{name} of timm gives no logits (image, 10) of one channel at {sizes} pixels: it has no "
-        "classifier head, or wants other settings: build it, and wrap it in Classifier(network, input_size=…)"
+        f"{name} of timm gives no logits (image, 10) of one channel at {least} to {published} pixels: it has "
+        "no classifier head, or wants other settings: give it one, and wrap it in Classifier(network, "
+        "input_size=…)"
     )

@@ -3,7 +3,8 @@
 import json
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -35,7 +36,7 @@ from modelsim.study import (
 )
 from modelsim.transfer import Attack, Engine, concerns, default_device, describe_attack
 from modelsim.workers import sole_writer
-from modelsim.zoo import check_names, load_zoo, split_model_name, unknown_name_message
+from modelsim.zoo import check_names, load_zoo, split_model_name
 
 
 def compare(
@@ -117,85 +118,97 @@ def compare(
     BlockingIOError, OSError
         If another run writes to `out`, or it can't be written.
     """
-    names, others = _names(study, name), _others(study, zoo or {})
+    _check_names(study, name)
+    networks = ChainMap({name: classifier}, cast("Any", _others(study, zoo or {})))
     test_images = _test_images(study, images, test_images)
     images = images_of(study, images or fashion_mnist("test"))
-    networks = ChainMap({name: classifier}, cast("Any", others))
     batch_size, fold = study.attrs["batch_size"], json.loads(study.attrs["fold"])
     engine = Engine(networks, images, _attack(study, attack), batch_size, device or default_device(), fold)
     clean = engine.first_predictions(name)
-    store = out and Store(check_folder(out).absolute() / STORE, _settings(study, name, engine, test_images))
-    if store and stored_settings(store.path) == store.settings:
-        extended = open_study(store.path.parent)
+    newcomer = _Newcomer(name, study, engine, clean, test_images, progress)
+    if out is None:
+        newcomer.check_others()
+        extended, _ = newcomer.measured()
     else:
-        if store:
-            store.check_settings()
-        for peer in tqdm(names, desc=f"{name}: the others", disable=not progress, leave=False):
-            _check_peer(peer, engine, study)
-        row, column, change = _measured(name, names, engine, study, progress=progress)
-        extended = _extended(study, name, row, column, clean, engine, test_images)
-        if store:
-            extended = _kept(store, extended, lambda at: change if at == name else stored_change(study, at))
+        extended = newcomer.kept(check_folder(out).absolute())
     for concern in concerns(extended, [name]):
         warnings.warn(concern, stacklevel=2)
     return extended
 
 
-def _kept(store: Store, study: xr.Dataset, change: Callable[[str], NDArray[np.int8]]) -> xr.Dataset:
-    """Write a study, and open it."""
-    with sole_writer(store.path.parent):
-        store.put(study, change)
-    return open_study(store.path.parent)
+@dataclass(frozen=True)
+class _Newcomer:
+    """One more model of a study, and what it takes to measure it."""
 
+    name: str
+    study: xr.Dataset
+    engine: Engine
+    clean: NDArray[np.int16]
+    test_images: ImageSet | None
+    progress: bool
 
-def _measured(
-    name: str, others: list[str], engine: Engine, study: xr.Dataset, *, progress: bool
-) -> tuple[list[NDArray[np.int16]], list[NDArray[np.int16]], NDArray[np.int8]]:
-    """Return what all see in one model's images, itself last; what it sees in all others'; their change."""
-    batches = -(-len(engine.images) // engine.batch_size)
-    with tqdm(total=batches + 2 * len(others) + 1, desc=name, disable=not progress) as bar:
+    def kept(self, folder: Path) -> xr.Dataset:
+        """Open the study with the newcomer where it is kept already, else measure it and write it."""
+        store = Store(folder / STORE, self._settings())
+        if stored_settings(store.path) != store.settings:
+            store.check_settings()
+            self.check_others()
+            with sole_writer(folder):
+                extended, change = self.measured()
+                store.put(extended, lambda at: change if at == self.name else stored_change(self.study, at))
+        return open_study(folder)
 
-        def shown(target: str, canvas: Tensor) -> NDArray[np.int16]:
-            bar.update()
-            return engine.predictions(target, canvas)
+    def check_others(self) -> None:
+        """Raise unless the zoo's models are the study's, by their weights and by what they tell."""
+        names = self.study.source.values.tolist()
+        for other in tqdm(names, desc=f"{self.name}: the others", disable=not self.progress, leave=False):
+            told = self.engine.predictions(other, self.engine.images.images)
+            if self.engine.fingerprints[other] != self.study.model_sha256.sel(target=other):
+                raise ValueError(f"{other!r} of the zoo is not the one in the study: its weights differ")
+            check_same_predictions(other, self.study.clean_prediction.sel(target=other).values, told)
 
-        column = [shown(name, perturbed(engine.images, stored_change(study, other))) for other in others]
-        change = engine.perturbation(name, bar.update)
-        mine = perturbed(engine.images, change)
-        return [shown(target, mine) for target in (*others, name)], column, change
+    def measured(self) -> tuple[xr.Dataset, NDArray[np.int8]]:
+        """Return the study with the newcomer, but without perturbations, and the newcomer's perturbation."""
+        names, engine = self.study.source.values.tolist(), self.engine
+        batches = -(-len(engine.images) // engine.batch_size)
+        with tqdm(total=batches + 2 * len(names) + 1, desc=self.name, disable=not self.progress) as bar:
 
+            def shown(target: str, canvas: Tensor) -> NDArray[np.int16]:
+                bar.update()
+                return engine.predictions(target, canvas)
 
-def _extended(
-    study: xr.Dataset,
-    name: str,
-    row: list[NDArray[np.int16]],
-    column: list[NDArray[np.int16]],
-    clean: NDArray[np.int16],
-    engine: Engine,
-    test_images: ImageSet | None,
-) -> xr.Dataset:
-    names = [*study.source.values.tolist(), name]
-    unasked = ["channel"] if test_images else ["channel", "test_image"]
-    kept = study.drop_dims(unasked, errors="ignore").drop_vars("model_sha256")
-    extended = kept.reindex(source=names, target=names, fill_value=-1)
-    extended.clean_prediction.loc[{"target": name}] = clean
-    extended.adversarial_prediction.loc[{"source": names[:-1], "target": name}] = np.stack(column)
-    extended.adversarial_prediction.loc[{"source": name}] = np.stack(row)
-    if "images_without_gradient" in study:
-        extended.images_without_gradient.loc[{"source": name}] = engine.images_without_gradient(name)
-    if test_images:
-        told = engine.probabilities(name, test_images.images) / PROBABILITY_STEPS
-        extended.clean_probability.loc[{"target": name}] = told
-    hashes = np.array([*study.model_sha256.values, engine.fingerprints[name]])
-    return extended.assign_coords(model_sha256=("target", hashes))
+            others = (perturbed(engine.images, stored_change(self.study, other)) for other in names)
+            column = np.stack([shown(self.name, canvas) for canvas in others])
+            change = engine.perturbation(self.name, bar.update)
+            mine = perturbed(engine.images, change)
+            row = np.stack([shown(target, mine) for target in (*names, self.name)])
+        return self._extended(row, column), change
 
+    def _extended(self, row: NDArray[np.int16], column: NDArray[np.int16]) -> xr.Dataset:
+        """Lay out what all see in the newcomer's images, itself last, and what it sees in all others'."""
+        study, name = self.study, self.name
+        names = [*study.source.values.tolist(), name]
+        unasked = ["channel"] if self.test_images else ["channel", "test_image"]
+        kept = study.drop_dims(unasked, errors="ignore").drop_vars("model_sha256")
+        extended = kept.reindex(source=names, target=names, fill_value=-1)
+        extended.clean_prediction.loc[{"target": name}] = self.clean
+        extended.adversarial_prediction.loc[{"source": names[:-1], "target": name}] = column
+        extended.adversarial_prediction.loc[{"source": name}] = row
+        if "images_without_gradient" in study:
+            extended.images_without_gradient.loc[{"source": name}] = self.engine.images_without_gradient(name)
+        if self.test_images:
+            told = self.engine.probabilities(name, self.test_images.images) / PROBABILITY_STEPS
+            extended.clean_probability.loc[{"target": name}] = told
+        hashes = np.array([*study.model_sha256.values, self.engine.fingerprints[name]])
+        return extended.assign_coords(model_sha256=("target", hashes))
 
-def _settings(study: xr.Dataset, name: str, engine: Engine, test_images: ImageSet | None) -> dict[str, Any]:
-    """Return the settings of a study, or of a part of one, with one more model."""
-    settings = settings_of(study)
-    settings["images_sha256"] = engine.images.fingerprint()
-    settings["models"][name] = engine.fingerprints[name]
-    return settings if test_images else {k: settings[k] for k in settings if not k.startswith("test_images")}
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings of the study, or of a part of it, with the newcomer."""
+        settings = settings_of(self.study) | {"images_sha256": self.engine.images.fingerprint()}
+        settings["models"][self.name] = self.engine.fingerprints[self.name]
+        if self.test_images:
+            return settings | {"test_images_sha256": self.test_images.fingerprint()}
+        return {key: settings[key] for key in settings if not key.startswith("test_images")}
 
 
 def _test_images(study: xr.Dataset, images: ImageSet | None, given: ImageSet | None) -> ImageSet | None:
@@ -203,19 +216,23 @@ def _test_images(study: xr.Dataset, images: ImageSet | None, given: ImageSet | N
     if "clean_probability" not in study or (images and not given):
         return None
     given = given or fashion_mnist("test")
-    if given.fingerprint() != study.attrs["test_images_sha256"]:
-        raise ValueError(f"these are not the test images of the study ({study.attrs['test_images']})")
-    return given[pd.Index(given.ids).get_indexer(study.test_image.values)]
+    part = given[pd.Index(given.ids).get_indexer(study.test_image.values)]
+    if study.attrs["test_images_sha256"] not in (given.fingerprint(), part.fingerprint()):
+        what = f"the test images of the study ({study.attrs['test_images']})"
+        raise ValueError(f"these are not {what}: give `test_images`")
+    return part
 
 
 def _others(study: xr.Dataset, given: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
     """Return the models of a study: those given, and those that ship with the book."""
-    missing = [name for name in study.target.values.tolist() if name not in given]
-    ours = [name for name in missing if split_model_name(name)[0] in CATALOGUE]
+    ours = [name for name in study.target.values.tolist() if name not in [*given]]
+    if strange := [name for name in ours if split_model_name(name)[0] not in CATALOGUE]:
+        which = f"model {strange[0]!r} of the study is not one of the book"
+        raise ValueError(f"{which}: give it in `zoo`, or select the others, study.sel(source=…, target=…)")
     return ChainMap(cast("Any", given), cast("Any", load_zoo(names=ours) if ours else {}))
 
 
-def _names(study: xr.Dataset, name: str) -> list[str]:
+def _check_names(study: xr.Dataset, name: str) -> None:
     check_names([name])
     names: list[str] = study.source.values.tolist()
     if names != study.target.values.tolist():
@@ -225,7 +242,6 @@ def _names(study: xr.Dataset, name: str) -> list[str]:
         )
     if name in names:
         raise ValueError(f"{name!r} is a model of the study already: give the classifier another name")
-    return names
 
 
 def _attack(study: xr.Dataset, given: Attack | None) -> Attack:
@@ -239,13 +255,3 @@ def _attack(study: xr.Dataset, given: Attack | None) -> Attack:
     if differences := setting_differences(there, plain_attributes(describe_attack(given))):
         raise ValueError(f"the attack is not the one of the study ({'; '.join(differences)})")
     return given
-
-
-def _check_peer(name: str, engine: Engine, study: xr.Dataset) -> None:
-    """Raise unless the zoo's model of that name is the study's, by its weights and by what it tells."""
-    if name not in [*engine.zoo]:
-        raise ValueError(unknown_name_message("model", name, engine.zoo))
-    told = engine.predictions(name, engine.images.images)
-    if engine.fingerprints[name] != study.model_sha256.sel(target=name):
-        raise ValueError(f"{name!r} of the zoo is not the one in the study: its weights differ")
-    check_same_predictions(name, study.clean_prediction.sel(target=name).values, told)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modelsim.images import data_directory
-from modelsim.zoo import unknown_name_message
+from modelsim.zoo import check_timm_name
 
 _SEARCHED_CLASSES = {"EfficientNet", "MobileNetV3", "NASNetALarge", "PNASNet5Large", "RegNet", "RexNet"}
 _SEARCHED_NAMES = re.compile("regnet|gernet|swin_s3")  # in classes that hold designed ones too
@@ -632,8 +632,7 @@ def read_components(names: Iterable[str], *, evidence: bool = False) -> pd.DataF
     """
     rows = {}
     for name in names:
-        if not timm.is_model(name):
-            raise ValueError(unknown_name_message("model of timm", name, timm.list_models()))
+        check_timm_name("model of timm", name)
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False)
         readings = _read(model, None, name)

@@ -388,7 +388,8 @@ def neighbours(study: xr.Dataset, name: str, *, level: float = 0.95) -> pd.DataF
     -------
     DataFrame
         One row a model, the most similar first. Columns SAT, low and high, log of per cent; relative SAT, of
-        log-odds: how much more similar the two are than each is to all; accuracy, 0 … 1, on the clean images.
+        log-odds: how much more similar the two are than each is to all, from four models on; accuracy, 0 … 1, on
+        the clean images.
 
     Raises
     ------
@@ -398,8 +399,9 @@ def neighbours(study: xr.Dataset, name: str, *, level: float = 0.95) -> pd.DataF
     if name not in study.source.values:
         raise ValueError(unknown_name_message("model", name, study.source.values.tolist()))
     score, bounds = sat(study).sel(other=name), interval(study, level=level).sel(other=name)
-    relative = relative_sat(transferability(study)).sel(other=name)
     columns = {"SAT": score, "low": bounds.sel(bound="low"), "high": bounds.sel(bound="high")}
-    columns |= {"relative SAT": relative, "accuracy": score.accuracy}
+    if len(score) >= 4:
+        columns["relative SAT"] = relative_sat(transferability(study)).sel(other=name)
+    columns["accuracy"] = score.accuracy
     table = pd.DataFrame({key: values.to_series() for key, values in columns.items()})
     return table.drop(name).sort_values("SAT", ascending=False)

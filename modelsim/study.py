@@ -443,8 +443,10 @@ def open_study(path: str | Path) -> xr.Dataset:
     stores = [above / check_folder(path) / STORE for above in (Path(), *Path.cwd().parents)]
     if not (found := [store for store in stores if store.is_dir()]):
         where = f"no study at {stores[0]}, neither from {Path.cwd()} nor from a folder above it"
+        below = [str(one.parent) for store in stores for one in sorted(store.parent.glob(f"*/{STORE}"))]
+        folder = f"its folder, such as {' or '.join(below[:3])}" if below else "its folder"
         command = f"python -m modelsim transfer --out {shlex.quote(str(path))}"
-        raise FileNotFoundError(f"{where}: give the path of its folder, or make one with `{command}`")
+        raise FileNotFoundError(f"{where}: give the path of {folder}, or make one with `{command}`")
     store = found[0]
     group = _open_store(store, mode="r")
     finished, models = _finished(group, store), _models(group)

@@ -118,7 +118,13 @@ class Engine:
         seed, eps = settings.get("seed"), settings.get("eps")
         advanced = {} if seed is None else {"seed": seed + start}
         x, y = part.images.to(self.device), part.labels.to(self.device)
-        made = self.attack(network, x.clone(), y, **advanced)
+        try:
+            made = self.attack(network, x.clone(), y, **advanced)
+        except RuntimeError as error:
+            if "require grad" not in str(error):
+                raise
+            what = f"the attack {_function(self.attack).__qualname__} takes no gradient by the images"
+            raise ValueError(f"{what} ({error}): begin it with images.requires_grad_()") from error
         plain = made.detach().cpu() if isinstance(made, Tensor) else made
         check_images(plain, what="what the attack returns", advice="end it with .float().clamp(0, 1)")
         if plain.shape != x.shape:

@@ -10,7 +10,7 @@ import hashlib
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,21 @@ def split_model_name(name: str) -> tuple[str, int]:
 
 def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is unknown and which known names are nearest."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(known)}"
+    some = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if known[12:] else "")
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {some}"
     return f"unknown {kind} {name!r}: {hint}"
+
+
+def check_timm_name(kind: str, name: str) -> None:
+    """Raise a ValueError that suggests the nearest, unless timm knows a name and the tag in it."""
+    check_names([name])
+    with suppress(RuntimeError):  # of an unknown tag
+        if timm.is_model(name):
+            timm.models.get_pretrained_cfg(name)
+            return
+    raise ValueError(unknown_name_message(kind, name, [*timm.list_models(), *timm.list_pretrained()]))
 
 
 def architecture(name: str) -> Architecture:
@@ -108,6 +119,8 @@ def architecture(name: str) -> Architecture:
     ValueError
         If `name` isn't in it; the message suggests the nearest names.
     """
+    if (before := name.rpartition("-seed")[0]) in CATALOGUE:
+        raise ValueError(f"{name!r} has no seed: write it as a whole number, such as {before}-seed1")
     if name not in CATALOGUE:
         raise ValueError(unknown_name_message("architecture", name, CATALOGUE))
     return CATALOGUE[name]
@@ -137,8 +150,7 @@ def build(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifier:
     """
     if name in CATALOGUE:
         return assemble(CATALOGUE[name], seed=seed, n_classes=n_classes)
-    if not timm.is_model(name):
-        raise ValueError(unknown_name_message("architecture", name, [*CATALOGUE, *timm.list_models()]))
+    check_timm_name("architecture", name)
     return assemble(at_full_width(name), seed=seed, n_classes=n_classes)
 
 
@@ -241,9 +253,16 @@ def save_weights(classifier: nn.Module, path: str | Path, metadata: Mapping[str,
     partial_path.replace(path)
 
 
+def _training(path: Path) -> str:
+    """Return the command that makes a weight file, if it is one of the book's."""
+    ours = split_model_name(path.stem)[0] in CATALOGUE
+    return f"run `python -m modelsim train {path.stem}`" if ours else ""
+
+
 def _damaged(path: Path, why: str) -> ValueError:
-    advice = f"restore it with git, or delete it and run `python -m modelsim train {path.stem}`"
-    return ValueError(f"weight file {path} is truncated or corrupted ({why}): {advice}")
+    anew = f"delete it and {_training(path)}" if _training(path) else "write it anew with `save_weights`"
+    what = f"weight file {path} is truncated or corrupted, or no safetensors file ({why})"
+    return ValueError(f"{what}: restore it, or {anew}")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -280,9 +299,7 @@ def load_weights(classifier: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        ours = split_model_name(path.stem)[0] in CATALOGUE
-        advice = f": run `python -m modelsim train {path.stem}`" if ours else ""
-        raise FileNotFoundError(f"no weights at {path}{advice}")
+        raise FileNotFoundError(f"no weights at {path}: {_training(path) or 'give the path of a file'}")
     noted, weights = read_metadata(path).get("sha256"), safetensors.torch.load_file(path)
     if noted is not None and noted != _digest(weights):
         raise _damaged(path, "its hash differs from the one noted in it")
