@@ -488,8 +488,7 @@ def at_full_width(name: str) -> Architecture:
     ValueError
         If none of them gives logits.
     """
-    known = timm.models.get_pretrained_cfg(name)
-    published = known.input_size[-1] if known else 224
+    published = getattr(timm.models.get_pretrained_cfg(name), "input_size", (224,))[-1]
     least = round(64 * published / 224 / 8) * 8
     sizes = [least, *range(least // 32 * 32 + 32, published, 32), published]
     for size, key in product(dict.fromkeys(sizes), (None, "img_size")):
@@ -498,7 +497,6 @@ def at_full_width(name: str) -> Architecture:
             if entry.network(n_classes=10).eval()(torch.zeros(1, 1, size, size)).shape == (1, 10):
                 return entry
     raise ValueError(
-        f"{name} of timm gives no logits (image, 10) of one channel at {least} to {published} pixels: it has "
-        "no classifier head, or wants other settings: give it one, and wrap it in Classifier(network, "
-        "input_size=…)"
+        f"{name} of timm gives no logits (image, 10) of one channel at {least} to {published} pixels (no "
+        "head, or other settings wanted?): build it otherwise, and wrap it in Classifier(…, input_size=…)"
     )

@@ -92,8 +92,8 @@ def compare(
         The attack of the study, with the same settings; may be left out if it is one of modelsim's.
     out : path, optional
         Folder in which the study with the classifier is kept, whole, as by `transfer`; it may hold this
-        study, or one of fewer of the models, which is replaced. Where it holds the result already, that is
-        opened.
+        study, or one of fewer of the models, which is replaced. Where it holds the result already, also
+        among other models, that is opened.
     device : str, optional
         By default `"cuda"` where there is one, else `"cpu"`.
     progress : bool
@@ -124,8 +124,8 @@ def compare(
     images = images_of(study, images or fashion_mnist("test"))
     batch_size, fold = study.attrs["batch_size"], json.loads(study.attrs["fold"])
     engine = Engine(networks, images, _attack(study, attack), batch_size, device or default_device(), fold)
-    clean = engine.first_predictions(name)
-    newcomer = _Newcomer(name, study, engine, clean, test_images, progress)
+    engine.first_predictions(name)
+    newcomer = _Newcomer(name, study, engine, test_images, progress)
     if out is None:
         newcomer.check_others()
         extended, _ = newcomer.measured()
@@ -143,20 +143,21 @@ class _Newcomer:
     name: str
     study: xr.Dataset
     engine: Engine
-    clean: NDArray[np.int16]
     test_images: ImageSet | None
     progress: bool
 
     def kept(self, folder: Path) -> xr.Dataset:
         """Open the study with the newcomer where it is kept already, else measure it and write it."""
         store = Store(folder / STORE, self._settings())
-        if stored_settings(store.path) != store.settings:
+        there = stored_settings(store.path)
+        models = {name: there.get("models", {}).get(name) for name in store.settings["models"]}
+        if there | {"models": models} != store.settings:
             store.check_settings()
             self.check_others()
             with sole_writer(folder):
                 extended, change = self.measured()
                 store.put(extended, lambda at: change if at == self.name else stored_change(self.study, at))
-        return open_study(folder)
+        return open_study(folder).sel(source=[*models], target=[*models])
 
     def check_others(self) -> None:
         """Raise unless the zoo's models are the study's, by their weights and by what they tell."""
@@ -186,20 +187,20 @@ class _Newcomer:
 
     def _extended(self, row: NDArray[np.int16], column: NDArray[np.int16]) -> xr.Dataset:
         """Lay out what all see in the newcomer's images, itself last, and what it sees in all others'."""
-        study, name = self.study, self.name
+        study, name, engine = self.study, self.name, self.engine
         names = [*study.source.values.tolist(), name]
         unasked = ["channel"] if self.test_images else ["channel", "test_image"]
         kept = study.drop_dims(unasked, errors="ignore").drop_vars("model_sha256")
         extended = kept.reindex(source=names, target=names, fill_value=-1)
-        extended.clean_prediction.loc[{"target": name}] = self.clean
+        extended.clean_prediction.loc[{"target": name}] = engine.predictions(name, engine.images.images)
         extended.adversarial_prediction.loc[{"source": names[:-1], "target": name}] = column
         extended.adversarial_prediction.loc[{"source": name}] = row
         if "images_without_gradient" in study:
-            extended.images_without_gradient.loc[{"source": name}] = self.engine.images_without_gradient(name)
+            extended.images_without_gradient.loc[{"source": name}] = engine.images_without_gradient(name)
         if self.test_images:
-            told = self.engine.probabilities(name, self.test_images.images) / PROBABILITY_STEPS
+            told = engine.probabilities(name, self.test_images.images) / PROBABILITY_STEPS
             extended.clean_probability.loc[{"target": name}] = told
-        hashes = np.array([*study.model_sha256.values, self.engine.fingerprints[name]])
+        hashes = np.array([*study.model_sha256.values, engine.fingerprints[name]])
         return extended.assign_coords(model_sha256=("target", hashes))
 
     def _settings(self) -> dict[str, Any]:
@@ -218,8 +219,7 @@ def _test_images(study: xr.Dataset, images: ImageSet | None, given: ImageSet | N
     given = given or fashion_mnist("test")
     part = given[pd.Index(given.ids).get_indexer(study.test_image.values)]
     if study.attrs["test_images_sha256"] not in (given.fingerprint(), part.fingerprint()):
-        what = f"the test images of the study ({study.attrs['test_images']})"
-        raise ValueError(f"these are not {what}: give `test_images`")
+        raise ValueError(f"not the study's test images ({study.attrs['test_images']}): give `test_images`")
     return part
 
 
@@ -227,8 +227,7 @@ def _others(study: xr.Dataset, given: Mapping[str, nn.Module]) -> Mapping[str, n
     """Return the models of a study: those given, and those that ship with the book."""
     ours = [name for name in study.target.values.tolist() if name not in [*given]]
     if strange := [name for name in ours if split_model_name(name)[0] not in CATALOGUE]:
-        which = f"model {strange[0]!r} of the study is not one of the book"
-        raise ValueError(f"{which}: give it in `zoo`, or select the others, study.sel(source=…, target=…)")
+        raise ValueError(f"the study's {strange[0]!r} isn't the book's: give it in `zoo`, or leave it out")
     return ChainMap(cast("Any", given), cast("Any", load_zoo(names=ours) if ours else {}))
 
 

@@ -387,9 +387,9 @@ def neighbours(study: xr.Dataset, name: str, *, level: float = 0.95) -> pd.DataF
     Returns
     -------
     DataFrame
-        One row a model, the most similar first. Columns SAT, low and high, log of per cent; relative SAT, of
-        log-odds: how much more similar the two are than each is to all, from four models on; accuracy, 0 … 1, on
-        the clean images.
+        One row a model, the most similar first. Columns SAT, low and high, log of per cent; from four
+        models on relative SAT, of log-odds: how much more similar the two are than each is to all; accuracy,
+        0 … 1, on the clean images.
 
     Raises
     ------

@@ -441,7 +441,8 @@ def open_study(path: str | Path) -> xr.Dataset:
         If the study isn't finished or is damaged.
     """
     stores = [above / check_folder(path) / STORE for above in (Path(), *Path.cwd().parents)]
-    if not (found := [store for store in stores if store.is_dir()]):
+    # As in `stored_settings`.
+    if not (found := [path for store in stores for path in (store, _replaced(store)) if path.is_dir()]):
         where = f"no study at {stores[0]}, neither from {Path.cwd()} nor from a folder above it"
         below = [str(one.parent) for store in stores for one in sorted(store.parent.glob(f"*/{STORE}"))]
         folder = f"its folder, such as {' or '.join(below[:3])}" if below else "its folder"
@@ -544,6 +545,8 @@ def stored_change(study: xr.Dataset, source: str) -> NDArray[np.int8]:
             f"{source} anew, or give `transfer` a zoo with one more model, which attacks all sources anew"
         )
     change: NDArray[np.int8] = study.perturbation.sel(source=source).values
+    if is_absent("perturbation", change):  # as zarr reads what is no longer there
+        raise ValueError(f"the perturbations of {source} are gone since the study was opened: open it again")
     return change
 
 

@@ -10,7 +10,7 @@ import hashlib
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,19 +96,16 @@ def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is unknown and which known names are nearest."""
     known = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    some = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if known[12:] else "")
+    some = ", ".join([*known[:12], *([f"and {len(known) - 12} more"] if known[12:] else [])])
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {some}"
     return f"unknown {kind} {name!r}: {hint}"
 
 
 def check_timm_name(kind: str, name: str) -> None:
     """Raise a ValueError that suggests the nearest, unless timm knows a name and the tag in it."""
-    check_names([name])
-    with suppress(RuntimeError):  # of an unknown tag
-        if timm.is_model(name):
-            timm.models.get_pretrained_cfg(name)
-            return
-    raise ValueError(unknown_name_message(kind, name, [*timm.list_models(), *timm.list_pretrained()]))
+    tagged = timm.list_models(include_tags=True)
+    if not timm.is_model(name) or ("." in name and name not in tagged):
+        raise ValueError(unknown_name_message(kind, name, [*timm.list_models(), *tagged]))
 
 
 def architecture(name: str) -> Architecture:
@@ -255,14 +252,14 @@ def save_weights(classifier: nn.Module, path: str | Path, metadata: Mapping[str,
 
 def _training(path: Path) -> str:
     """Return the command that makes a weight file, if it is one of the book's."""
-    ours = split_model_name(path.stem)[0] in CATALOGUE
-    return f"run `python -m modelsim train {path.stem}`" if ours else ""
+    is_ours = split_model_name(path.stem)[0] in CATALOGUE
+    return f"run `python -m modelsim train {path.stem}`" if is_ours else ""
 
 
 def _damaged(path: Path, why: str) -> ValueError:
     anew = f"delete it and {_training(path)}" if _training(path) else "write it anew with `save_weights`"
-    what = f"weight file {path} is truncated or corrupted, or no safetensors file ({why})"
-    return ValueError(f"{what}: restore it, or {anew}")
+    said = f"{path} is truncated or corrupted, or holds no safetensors ({why}): restore it, or {anew}"
+    return ValueError(said)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -50,7 +50,7 @@ def test_compared_classifier_has_the_row_and_column_that_a_study_of_all_gives_it
             r"the attack is not the one of the study \(attack_settings: .*3} there, .*4} now\)",
         ),
         ({"zoo": tiny.zoo() | {"second": tiny.mlp(9)}}, ValueError, "'second' of the zoo is not the one in"),
-        ({"zoo": {"first": tiny.zoo()["first"]}}, ValueError, "unknown model 'second'"),
+        ({"zoo": {"first": tiny.zoo()["first"]}}, ValueError, "'second' of the study .* give it in `zoo`"),
         ({"classifier": tiny.linear(0, n_classes=4)}, ValueError, "model 'third': it has 4 classes"),
     ],
 )
