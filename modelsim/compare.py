@@ -198,7 +198,7 @@ class _Newcomer:
         if "images_without_gradient" in study:
             extended.images_without_gradient.loc[{"source": name}] = engine.images_without_gradient(name)
         if self.test_images:
-            told = engine.probabilities(name, self.test_images.images) / PROBABILITY_STEPS
+            told = engine.probabilities(name, self.test_images.images) * (1 / PROBABILITY_STEPS)
             extended.clean_probability.loc[{"target": name}] = told
         hashes = np.array([*study.model_sha256.values, engine.fingerprints[name]])
         return extended.assign_coords(model_sha256=("target", hashes))

@@ -1,10 +1,20 @@
+import re
+import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import tiny
+import torch
+from torch import nn
 
 import modelsim as ms
+from modelsim import study as stored
+from modelsim.workers import sole_writer
+
+TEST = tiny.image_set(30, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,7 @@ def test_compared_classifier_has_the_row_and_column_that_a_study_of_all_gives_it
             r"the attack is not the one of the study \(attack_settings: .*3} there, .*4} now\)",
         ),
         ({"zoo": tiny.zoo() | {"second": tiny.mlp(9)}}, ValueError, "'second' of the zoo is not the one in"),
-        ({"zoo": {"first": tiny.zoo()["first"]}}, ValueError, "'second' of the study .* give it in `zoo`"),
+        ({"zoo": {"first": tiny.zoo()["first"]}}, ValueError, "the study's 'second' .* give it in `zoo`"),
         ({"classifier": tiny.linear(0, n_classes=4)}, ValueError, "model 'third': it has 4 classes"),
     ],
 )
@@ -89,3 +99,195 @@ def test_ordinary_networks_are_measured_without_a_word_and_found_by_compare_by_t
     few = whole.sel(source=names[:-1], target=names[:-1])
     found = ms.compare(zoo[names[-1]], few, name=names[-1], progress=False)
     assert np.array_equal(found.adversarial_prediction, whole.adversarial_prediction)
+    twin = ms.compare(nn.Sequential(zoo[names[-1]]), whole, name="twin", progress=False)
+    assert ms.neighbours(twin, "twin").index[0] == names[-1]
+    score, (low, high) = ms.sat(twin).sel(model="twin"), ms.interval(twin).sel(model=names[-1])
+    assert ((low <= score) & (score <= high)).all()
+
+
+# Keeping the result
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """What `transfer` makes of the first one, two and three models, with test images."""
+
+    def made(n):
+        few = {name: tiny.zoo()[name] for name in list(tiny.zoo())[:n]}
+        return tiny.transfer(tmp_path_factory.mktemp("kept"), zoo=few, test_images=TEST)
+
+    return [made(n) for n in (1, 2, 3)]
+
+
+def keep(study, out, name="third", **changed):
+    return compare(study, name, **({"test_images": TEST, "out": out} | changed))
+
+
+@pytest.fixture
+def attacked(monkeypatch):
+    """The size of every batch that is attacked."""
+    sizes = []
+    monkeypatch.setattr(tiny.WATCHING, "watchers", [lambda network, n, seed: sizes.append(n)])
+    return sizes
+
+
+def test_kept_study_is_the_one_that_transfer_makes_of_all_and_goes_on_with(kept, attacked, tmp_path):
+    _, two, three = kept
+    extended = keep(two, tmp_path)
+    assert extended.identical(three)
+    assert extended.perturbation.dtype == np.int8
+    told = extended.drop_dims("channel")
+    assert keep(two, None).equals(told)
+    expected = tiny.zoo()["third"].eval()(TEST.images).softmax(1).detach()
+    np.testing.assert_allclose(told.clean_probability.sel(target="third"), expected, atol=1e-4)
+    attacked.clear()
+    watch = dict(test_images=TEST, watcher=tiny.WATCHING.watchers[0])
+    assert tiny.transfer(tmp_path, **watch).identical(three)
+    assert attacked == []
+    zoo = tiny.zoo() | {"fourth": tiny.linear(4)}
+    assert tiny.transfer(tmp_path, zoo=zoo, **watch).sizes["source"] == 4
+    assert attacked == [5, 5, 2]
+    assert keep(two, tmp_path).identical(three)  # among other models, too
+
+
+def test_newcomers_one_after_the_other_extend_one_folder_and_attack_only_themselves(kept, attacked, tmp_path):
+    one, two, three = kept
+    second = keep(one, tmp_path, "second")
+    third = keep(second, tmp_path)
+    assert (second.identical(two), third.identical(three), attacked) == (True, True, [5, 5, 2] * 2)
+    again = keep(one, tmp_path, "second")
+    assert (again.identical(two), keep(again, tmp_path).identical(three), len(attacked)) == (True, True, 6)
+
+
+@pytest.mark.parametrize("places", [slice(0, 7), [7, 2, 11, 0, 4, 9, 1, 8]])
+def test_part_by_images_and_models_is_kept_as_a_study_of_that_part(kept, places, tmp_path):
+    names, images = ["third", "first"], tiny.image_set()[np.arange(12)[places]]
+    zoo = {name: tiny.zoo()[name] for name in (*names, "second")}
+    part = kept[2].sel(source=names, target=names).isel(image=places, test_image=slice(20))
+    few = dict(images=images, test_images=TEST[range(20)])
+    found = keep(part, tmp_path / "kept", "second")
+    assert found.drop_dims("channel").equals(keep(part, None, "second"))
+    assert found.perturbation.sel(source=names).equals(part.perturbation)
+    if isinstance(places, slice):  # else its images came in other batches, with other random starts
+        assert found.identical(tiny.transfer(tmp_path / "made", zoo=zoo, **few))
+    assert keep(found, tmp_path / "kept", "fourth", classifier=tiny.linear(4)).sizes["source"] == 4
+
+
+def test_without_the_test_images_the_probabilities_are_dropped(kept, two_and_three, tmp_path):
+    found = keep(kept[1], tmp_path, test_images=None)
+    assert found.identical(two_and_three[1])
+
+
+@pytest.mark.parametrize(
+    ("there", "now", "message"),
+    [
+        ({"zoo": {"other": tiny.linear(5)}}, {}, "models.other: .* there, absent now.* another folder"),
+        ({"images": tiny.image_set(9)}, {}, "images_sha256: "),
+        ({"test_images": TEST[range(20)]}, {}, "test_images_sha256: "),
+        ({}, {"test_images": None}, "test_images: tiny there, absent now"),
+    ],
+)
+def test_folder_of_another_study_is_refused_before_anything_is_attacked(
+    there, now, message, kept, attacked, tmp_path
+):
+    watcher, zoo = tiny.WATCHING.watchers, {"first": tiny.zoo()["first"]}
+    tiny.transfer(tmp_path / "there", **({"zoo": zoo, "test_images": TEST} | there))
+    before, tiny.WATCHING.watchers = tiny.files(tmp_path / "there"), watcher
+    with pytest.raises(ValueError, match=f"was made with other settings .*{message}"):
+        keep(kept[1], tmp_path / "there", **now)
+    with sole_writer(tmp_path / "held"), pytest.raises(BlockingIOError, match="is being written by process"):
+        keep(kept[1], tmp_path / "held")
+    assert (attacked, tiny.files(tmp_path / "there")) == ([], before)
+
+
+@pytest.mark.parametrize(
+    ("owner", "step", "at"), [(stored, "_add", 7), (Path, "rename", 0), (Path, "rename", 1)]
+)
+def test_killed_while_it_writes_the_old_study_is_whole_and_the_next_call_writes_it(
+    owner, step, at, kept, tmp_path
+):
+    one, two, three = kept
+    keep(one, tmp_path, "second")
+    with tiny.killed_at(owner, step, at):
+        keep(ms.open_study(tmp_path), tmp_path)
+    old = ms.open_study(tmp_path)
+    assert old.identical(two)
+    assert keep(old, tmp_path).identical(three)
+    opened = ms.open_study(tmp_path)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(ValueError, match="perturbations of first are gone"):
+        ms.adversarial_images(opened, "first", tiny.image_set())
+
+
+# What can go wrong
+
+
+class Rolled(nn.Module):
+    """Knows the classes in another order."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = tiny.linear(7)
+
+    def forward(self, x):
+        return self.inside(x).roll(1, 1)
+
+
+def small(name, size=32, **settings):
+    return ms.Classifier(timm.create_model(name, **({"in_chans": 1} | settings)), input_size=size)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: small("test_resnet", num_classes=7), "it has 7 classes, the image set and its peers 3"),
+        (lambda: small("test_resnet", num_classes=0), r"classes, .* \(does it return features"),
+        (lambda: small("test_resnet", features_only=True), r"logits of shape \(8, class\), got list"),
+        (
+            lambda: small("test_vit", 60, num_classes=3),
+            r"Input height \(60\) .*input_size of Classifier",
+        ),
+        (lambda: small("test_resnet", in_chans=3, num_classes=3), "to have 3 channels.* repeat channels"),
+        (Rolled, "another order of classes, or nothing learned"),
+        (lambda: small("test_resnet", num_classes=3), "its scores say little"),
+        (lambda: tiny.linear, "must be a torch.nn.Module, got function"),
+    ],
+)
+def test_network_that_is_not_ready_is_refused_or_warned_of_in_one_line(make, message, two_and_three):
+    torch.manual_seed(0)
+    with pytest.raises((TypeError, ValueError, UserWarning)) as said:
+        compare(two_and_three[0], classifier=make())
+    assert re.fullmatch(rf"model 'third': .*{message}.*", str(said.value))
+
+
+def test_stranger_of_the_study_is_asked_for_and_an_attack_without_gradient_named(kept, tmp_path):
+    zoo = {name: tiny.zoo()[name] for name in ("first", "second")}
+    with pytest.raises(ValueError, match="the study's 'third' isn't the book's: give it in `zoo`, or leave"):
+        keep(kept[2], None, "fourth", zoo=zoo, classifier=tiny.linear(4))
+    with pytest.raises(
+        ValueError, match=r"model 'first': the attack blind .* begin it with images\.requires_"
+    ):
+        tiny.transfer(tmp_path, attack=blind)
+    with pytest.raises(ValueError, match=r"not the study's test images \(tiny\): give `test_images`"):
+        keep(kept[1], None, test_images=tiny.image_set(30, seed=2))
+
+
+def blind(classifier, images, labels, *, eps=0.1):
+    return images + eps * torch.autograd.grad(classifier(images).sum(), images)[0].sign()
+
+
+def test_many_changed_models_are_told_in_a_short_message_that_never_says_to_delete(tmp_path):
+    hashes = [{f"model{i:02d}": digit * 64 for i in range(69)} for digit in "ab"]
+    before, now = ({"images_sha256": "c" * 64, "device": "cpu", "models": models} for models in hashes)
+    told = stored.setting_differences(*({f"models.{n}": h for n, h in models.items()} for models in hashes))
+    assert told == [
+        *(f"models.model0{i}: aaaaaaaa… there, bbbbbbbb… now" for i in range(3)),
+        "and 66 models more",
+    ]
+    group = stored.Store(tmp_path / "study.zarr", before | {"perturbations": False})
+    with group._new({"source": 69, "target": 69, "image": 2, "class": 3}):
+        pass
+    with pytest.raises(ValueError, match=r"device: cpu there, cuda now; models\.model00") as refused:
+        stored.Store(group.path, now | {"device": "cuda", "perturbations": False}).check_settings()
+    assert len(str(refused.value)) - len(str(tmp_path)) < 700
+    assert "delete" not in str(refused.value)
