@@ -444,7 +444,7 @@ def open_study(path: str | Path) -> xr.Dataset:
     # As in `stored_settings`.
     if not (found := [path for store in stores for path in (store, _replaced(store)) if path.is_dir()]):
         where = f"no study at {stores[0]}, neither from {Path.cwd()} nor from a folder above it"
-        below = [str(one.parent) for store in stores for one in sorted(store.parent.glob(f"*/{STORE}"))]
+        below = sorted({str(one.parent) for store in stores for one in store.parent.glob(f"*/{STORE}")})
         folder = f"its folder, such as {' or '.join(below[:3])}" if below else "its folder"
         command = f"python -m modelsim transfer --out {shlex.quote(str(path))}"
         raise FileNotFoundError(f"{where}: give the path of {folder}, or make one with `{command}`")

@@ -300,7 +300,7 @@ def load_weights(classifier: nn.Module, path: str | Path) -> None:
     noted, weights = read_metadata(path).get("sha256"), safetensors.torch.load_file(path)
     if noted is not None and noted != _digest(weights):
         raise _damaged(path, "its hash differs from the one noted in it")
-    if isinstance(classifier, Classifier) and not any(key.startswith("network.") for key in weights):
+    if isinstance(classifier, Classifier) and not all(key.startswith("network.") for key in weights):
         weights = {f"network.{key}": value for key, value in weights.items()}
     expected = {key: tuple(value.shape) for key, value in classifier.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in weights.items()}

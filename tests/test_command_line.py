@@ -3,6 +3,7 @@ import re
 import runpy
 import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ from modelsim.__main__ import app
 
 PAIR = ["deit_small_patch16_224", "resnet50"]
 CLUSTER = "tcp://10.0.0.1:8786"
+BOOK = ms.data_directory() / "fashion69"
+WEIGHTS = f"--weights {BOOK / 'weights/resnet50.safetensors'}"
+MINE = f"compare --study {BOOK}"
 
 
 def call(line, *more):
@@ -44,6 +48,7 @@ def pair(tmp_path_factory):
         "score data/fashion69 --measure sat --intervals --csv sat.csv",
         "components resnet50 maxvit_tiny_tf_224",
         "forecast resnet18 mobilenetv4_conv_small --level 0.8",
+        "compare mobilenetv3_small_050 --weights mine.safetensors --out runs/mine",
     ],
 )
 def test_help_of_a_command_shows_its_example(example):
@@ -148,6 +153,22 @@ OUT_OF_RANGE = {
         ("distill --teacher none --temperature nan", "modelsim: temperature must be greater than 0, got nan"),
         ("components resnet18 --csv nowhere/table.csv", "nowhere"),
         ("score nowhere", "modelsim: no study at nowhere"),
+        (f"score {BOOK.parent}", f"of its folder, such as {BOOK}, or"),
+        ("train resnet50-seedx", "modelsim: 'resnet50-seedx' has no seed: write it as a whole number"),
+        ("forecast resnet50.nonsense", "modelsim: unknown model of timm 'resnet50.nonsense': did you mean"),
+        (f"{MINE} resnet50", "modelsim: 'resnet50' needs --weights FILE; or give MODULE:FUNCTION"),
+        (
+            f"{MINE} resnet5O --weights x",
+            "modelsim: unknown architecture 'resnet5O': did you mean 'resnet50'",
+        ),
+        (f"{MINE} resnet18 {WEIGHTS}", "resnet50.safetensors belongs to another architecture: "),
+        (
+            f"{MINE} resnet50 {WEIGHTS} --name resnet50",
+            "modelsim: 'resnet50' is a model of the study already",
+        ),
+        (f"{MINE} a --models resnet5O", "modelsim: unknown model of the study 'resnet5O': did you mean"),
+        (f"{MINE} no_net:a", "modelsim: model 'no_net:a': ModuleNotFoundError: No module named 'no_net'"),
+        (f"{MINE} json:a", "modelsim: model 'json:a': AttributeError: module 'json' has no attribute 'a'"),
         *(
             (f"{command} {option}", f"Invalid value for '{option.split()[0]}'")
             for command, options in OUT_OF_RANGE.items()
@@ -181,3 +202,40 @@ def test_next_command_can_be_pasted_where_the_path_has_a_space(monkeypatch):
     assert result.exit_code == 0, result.output
     command = result.output.partition("next: ")[2]
     assert shlex.split(command) == ["python", "-m", "modelsim", "score", "a b/study"]
+
+
+# A network of one's own
+
+
+@pytest.mark.parametrize("network", ["resnet50", "my_networks:small"])
+def test_network_of_a_name_or_a_function_is_told_its_neighbours_and_kept(
+    network, pair, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("my_networks.py").write_text("import modelsim as ms\n\nsmall = lambda: ms.build('resnet50')\n")
+    result = call(f"compare {network} {WEIGHTS} --name again --study {pair} --out", "a b")
+    assert result.exit_code == 0, result.output
+    study, table = ms.open_study("a b"), ms.neighbours(ms.open_study("a b"), "again")
+    right = float((study.clean_prediction.sel(target="again") == study.label).mean())
+    assert result.stdout.startswith(f"again is right on {right:.1%} of 10 images, the others on")
+    assert table.index.tolist() == PAIR[::-1]
+    for name, score in table.SAT.items():
+        assert re.search(rf"^{name} +{score:.2f} ", result.stdout, re.M)
+    assert (network in ms.CATALOGUE) == bool(re.search("^resnet50 .* CNN +13 of 13$", result.stdout, re.M))
+    assert result.stdout.endswith("next: python -m modelsim score 'a b'\n")
+
+
+def test_part_of_the_books_study_is_balanced_and_read_with_groups_and_partners():
+    name, kin = "resnet50-seed1", ["resnet50", "seresnet50", "resnext50_32x4d", "nfnet_l0"]
+    names = [*kin, "pit_s_224", "pit_b_224", "gmlp_s16_224", "nest_tiny_jx", name]
+    part = modelsim.__main__._part(ms.open_study(BOOK), names, 40)
+    assert part.source.values.tolist() == part.target.values.tolist() == names
+    assert np.bincount(part.label).tolist() == [4] * 10
+    text, table = modelsim.__main__._reading(part, name, "resnet50"), ms.neighbours(part, name)
+    assert re.findall(r"^(\w+) .* of 13$", text, re.M) == table.index.tolist()
+    group = ms.spectral_clusters(ms.relative_sat(ms.transferability(part)), 4).to_series()
+    mates = [other for other in table.index if group[other] == group[name]]
+    assert f"\n\nof four groups it falls into that of {', '.join(mates)}\n\n" in text
+    best = ms.vote(part, [(name, other) for other in table.index]).nlargest(1)
+    assert f"in a vote of two: {best.index[0][1]} ({best.iloc[0]:.1%} right together)" in text

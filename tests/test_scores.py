@@ -43,6 +43,26 @@ def studies(draw, models=3, images=6):
     return tiny.study(labels, clean, predictions(models, models, images))
 
 
+def test_neighbours_are_ranked_with_interval_and_relative_sat():
+    # Of 10 images all know all; made on d, 8 fool a, 5 b and 1 c, and so back.
+    hits = {(3, 0): 8, (3, 1): 5, (3, 2): 1, (0, 1): 2, (0, 2): 3, (1, 2): 4}
+    adversarial = np.zeros((4, 4, 10), dtype=int)
+    for (one, other), count in hits.items():
+        adversarial[one, other, :count] = adversarial[other, one, :count] = 1
+    four = tiny.study([0] * 10, [[0] * 10] * 4, adversarial)
+    table = ms.neighbours(four, "d", level=0.5)
+    assert table.index.tolist() == ["a", "b", "c"]
+    np.testing.assert_allclose(table.SAT, np.log([80, 50, 10]))
+    bounds = ms.interval(four, level=0.5).sel(model="d", other=table.index)
+    np.testing.assert_array_equal(table[["low", "high"]].T, bounds)
+    relative = ms.relative_sat(ms.transferability(four)).sel(model="d", other=table.index)
+    np.testing.assert_array_equal(table["relative SAT"], relative)
+    few = ms.neighbours(four.isel(source=slice(3), target=slice(3)), "c")
+    assert few.columns.tolist() == ["SAT", "low", "high", "accuracy"]
+    with pytest.raises(ValueError, match="unknown model 'dd': did you mean 'd'"):
+        ms.neighbours(four, "dd")
+
+
 def test_scores_and_counts_are_those_computed_by_hand(study):
     rate, score, own = ms.transferability(study), ms.sat(study), ms.white_box_success(study)
     assert rate.dims == ("source", "target")

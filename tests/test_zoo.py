@@ -1,4 +1,5 @@
 import json
+from collections import OrderedDict
 
 import pytest
 import safetensors.torch
@@ -91,6 +92,25 @@ def test_build_depends_on_its_seed_and_leaves_the_global_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("mobilenetv3_small_050", 64),
+        ("resnet18.a1_in1k", 64),
+        ("eva02_tiny_patch14_224", 64),  # wants img_size
+        ("botnet50ts_256", 96),  # wants img_size, and runs at no 72
+    ],
+)
+def test_stranger_of_timm_is_built_at_full_width_with_the_smallest_input(name, size):
+    before = torch.manual_seed(5).get_state()
+    built, again, other = (ms.build(name, seed=seed, n_classes=7) for seed in (1, 1, 2))
+    assert zoo.fingerprint(built) == zoo.fingerprint(again) != zoo.fingerprint(other)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert built.input_size == size
+    assert built.eval()(torch.rand(2, 1, 28, 28)).shape == (2, 7)
+    assert built.network.num_features == timm.create_model(name).num_features
+
+
 @given(st.sampled_from(list(ms.CATALOGUE)), st.integers(0, 10**6))
 def test_model_name_is_split_into_architecture_and_seed(architecture, seed):
     assert zoo.split_model_name(f"{architecture}-seed{seed}") == (architecture, seed)
@@ -116,6 +136,12 @@ UNKNOWN = "unknown architecture 'resnet5O'.*'resnet50'"
     [
         (lambda: ms.build("resnet5O"), ValueError, UNKNOWN),
         (lambda: ms.load_zoo(names=["resnet5O"]), ValueError, UNKNOWN),
+        (lambda: ms.load_zoo(names=["resnet50-seedx"]), ValueError, "has no seed: .* resnet50-seed1$"),
+        (lambda: ms.build("mobilenetv3_smal_050"), ValueError, "did you mean 'mobilenetv3_small_050' or"),
+        (lambda: ms.build("resnet18.nonsense"), ValueError, "'resnet18.nonsense': did you mean 'resnet18"),
+        (lambda: ms.read_components(["resnet50.nonsense"]), ValueError, "model of timm .* mean 'resnet50"),
+        (lambda: ms.build("§§§"), ValueError, r"known are (\w+, ){12}and \d+ more$"),
+        (lambda: ms.build("csatv2"), ValueError, "csatv2 of timm gives no logits .* at 144 to 512 pixels"),
         (lambda: ms.load_zoo("fashion"), ValueError, "unknown study 'fashion'.*'fashion69'"),
         (lambda: SECOND["resnet50-seed2"], KeyError, "model 'resnet50-seed2'.*'resnet50-seed1'"),
         (lambda: ms.build("resnet50")(torch.rand(2, 3, 9, 9)), ValueError, r"\(n, 1, .*got \(2, 3, 9, 9\)"),
@@ -193,6 +219,30 @@ def test_damaged_weight_file_is_named_with_the_way_out(stored, damage):
 def test_weights_of_another_architecture_are_refused(stored):
     with pytest.raises(ValueError, match=r"resnet50\.safetensors belongs to another architecture"):
         zoo.load_weights(ms.build("resnet50_gn"), stored)
+
+
+def test_weights_of_the_network_that_a_classifier_wraps_are_read_from_a_plain_file(tmp_path):
+    def classifier(seed, n_classes=3):
+        layers = {"flat": nn.Flatten(), "network": tiny.linear(seed)[1], "head": nn.Linear(3, n_classes)}
+        return ms.Classifier(nn.Sequential(OrderedDict(layers)), input_size=8)
+
+    mine, path = classifier(1), tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(mine.network.state_dict(), path)
+    loaded = classifier(2)
+    zoo.load_weights(loaded, path)
+    assert zoo.fingerprint(loaded) == zoo.fingerprint(mine)
+    differing = r"2 weights .* such as network\.head\.bias: \(3,\) in the file, \(4,\) in the network$"
+    with pytest.raises(ValueError, match=differing):
+        zoo.load_weights(classifier(1, n_classes=4), path)
+    path.write_bytes(path.read_bytes()[:-1])
+    torch.save(mine.state_dict(), tmp_path / "mine.pt")
+    for damaged in (path, tmp_path / "mine.pt"):
+        with pytest.raises(
+            ValueError, match=r"no safetensors.*: restore it, or write it anew with `save_weights`$"
+        ):
+            zoo.load_weights(mine, damaged)
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*: give the path of a file$"):
+        zoo.load_weights(mine, tmp_path)
 
 
 @pytest.mark.parametrize("value", [70_000.0, float("nan")])
