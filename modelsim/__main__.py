@@ -3,6 +3,7 @@
 import importlib
 import shlex
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,13 +37,20 @@ Foretold from components, not measured. Where whole families of the 69 were left
 91 % of all pairs, but of a single network's 33 % to 100 %: the errors of one network go together."""
 
 
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show what is warned of, without the line of code."""
+    typer.secho(f"modelsim: {message}", err=True, fg="yellow")
+
+
 class Program(TyperGroup):
     """Shows the text that a command returns, and what a user can mend as one line, not as a traceback."""
 
     def invoke(self, ctx: Any) -> None:
         """Run the command."""
         try:
-            text = super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                text = super().invoke(ctx)
         except (ValueError, TypeError, OSError, FloatingPointError) as error:
             typer.secho(f"modelsim: {error}", err=True, fg="red")
             raise typer.Exit(2) from error
@@ -185,8 +193,8 @@ def compare(
 
     Example: `python -m modelsim compare mobilenetv3_small_050 --weights mine.safetensors --out runs/mine`
 
-    For a first look, a dozen networks and 200 images:
-    `python -m modelsim compare my_networks:small --images 200 --models resnet50 --models convnext_tiny`
+    For a first look, some of the networks (three or more, for relative SAT) and images:
+    `… compare my_networks:small --images 200 --models resnet50 --models pit_b_224 --models mixnet_xl`
     """
     some = _part(ms.open_study(study), models, images)
     extended = ms.compare(_classifier(network, weights), some, name=name, out=out)

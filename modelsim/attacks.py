@@ -36,7 +36,8 @@ def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
     """
     if not isinstance(classifier, nn.Module):
         raise TypeError(
-            f"a classifier must be a torch.nn.Module, got {type(classifier).__name__}: wrap it in one"
+            f"a classifier must be a torch.nn.Module, got {type(classifier).__name__}: wrap it in "
+            "one; of a class, give an object; a function that makes one must return it"
         )
     tensors = [*classifier.parameters(), *classifier.buffers()]
     device = next(filter(torch.amp.is_autocast_available, (t.device.type for t in tensors)), "cpu")

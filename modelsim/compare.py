@@ -65,7 +65,7 @@ def compare(
 
     Against a few models and images only, for a first look:
 
-    >>> few = ["resnet50", "convnext_tiny"]
+    >>> few = ["resnet50", "convnext_tiny", "deit_small_patch16_224"]
     >>> compare(classifier, study.sel(source=few, target=few).isel(image=slice(200)))
 
     One more in the same folder:
@@ -233,6 +233,11 @@ def _others(study: xr.Dataset, given: Mapping[str, nn.Module]) -> Mapping[str, n
 
 def _check_names(study: xr.Dataset, name: str) -> None:
     check_names([name])
+    if not isinstance(study, xr.Dataset):
+        kind = type(study).__name__
+        raise TypeError(
+            f"the study must be a Dataset, as from open_study(path), after the classifier; got {kind}"
+        )
     names: list[str] = study.source.values.tolist()
     if names != study.target.values.tolist():
         raise ValueError(

@@ -90,7 +90,8 @@ class Store:
         differences = setting_differences(before, {key: now[key] for key in now if key not in added})
         if before and differences:
             absent = [key for key in before if key.startswith("models.") and key not in now]
-            advice = "give a zoo that holds all of its models, or " if absent else ""
+            only = all(difference.startswith(("models.", "and ")) for difference in differences)
+            advice = "give a zoo that holds all of its models, or " if absent and only else ""
             raise ValueError(
                 f"{self.path} was made with other settings ({'; '.join(differences)}): {advice}choose "
                 "another folder"

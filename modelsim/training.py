@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 from unittest.mock import patch
 
 import pandas as pd
@@ -28,6 +28,7 @@ from modelsim.zoo import Classifier
 
 Kind = Literal["soft", "hard"]
 _Work = Callable[[Any], Any]
+_Trained = TypeVar("_Trained", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def train(architecture: str, *, seed: int = 0, recipe: Recipe = RECIPE, progress
 
 @torch.inference_mode(mode=False)  # which switches gradients on, whatever is around
 def fit(
-    classifier: Classifier,
+    classifier: _Trained,
     images: ImageSet,
     *,
     teacher: Teacher | None = None,
@@ -235,7 +236,7 @@ def fit(
     recipe: Recipe = RECIPE,
     optimiser: str = "muon",
     progress: bool = True,
-) -> Classifier:
+) -> _Trained:
     """Train a classifier of any architecture by the recipe, from the weights that it has.
 
     Examples
@@ -245,8 +246,8 @@ def fit(
 
     Parameters
     ----------
-    classifier : Classifier
-        Changed in place.
+    classifier : nn.Module
+        Canvas to logits; changed in place.
     images : ImageSet
         Training images, on the canvas.
     teacher : Teacher, optional
@@ -262,8 +263,8 @@ def fit(
 
     Returns
     -------
-    Classifier
-        In evaluation mode.
+    nn.Module
+        The same, in evaluation mode.
 
     Raises
     ------
@@ -274,7 +275,7 @@ def fit(
         If the loss or its gradient stops being finite.
     """
     check_whole(least=0, seed=seed)
-    steps, network = recipe.steps(len(images)), cast("Any", classifier.network)
+    steps, network = recipe.steps(len(images)), cast("Any", getattr(classifier, "network", classifier))
     teacher = _checked_teacher(teacher, images)
     if hasattr(network, "set_distilled_training"):
         network.set_distilled_training(teacher is not None)

@@ -49,7 +49,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
             f"{folder} is being written by {holder}: wait until it is finished, or choose another folder"
         ) from error
     except OSError as error:
-        raise OSError(f"can't write to {folder}: {error}") from error
+        hint = "it is a file, give a folder" if folder.is_file() else error
+        raise OSError(f"can't write to {folder}: {hint}") from error
     try:
         note.write_text(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T %z')}")
         yield

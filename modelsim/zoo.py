@@ -135,8 +135,9 @@ def build(name: str, *, seed: int = 0, n_classes: int = 10) -> Classifier:
     Parameters
     ----------
     name : str
-        A name of the catalogue, built as small as there; or any other of timm, built at full width, with
-        an input as small as it takes (64 pixels for a published 224).
+        A name of the catalogue, built as small as there; or any other of timm, also one of the catalogue
+        with a tag of weights (`"resnet50.a1_in1k"`), built at full width, with an input as small as it takes
+        (64 pixels for a published 224).
     seed : int
         Of the initial weights; the global random state stays as it was.
 
