@@ -137,7 +137,7 @@ UNKNOWN = "unknown architecture 'resnet5O'.*'resnet50'"
         (lambda: ms.build("resnet5O"), ValueError, UNKNOWN),
         (lambda: ms.load_zoo(names=["resnet5O"]), ValueError, UNKNOWN),
         (lambda: ms.load_zoo(names=["resnet50-seedx"]), ValueError, "has no seed: .* resnet50-seed1$"),
-        (lambda: ms.build("mobilenetv3_smal_050"), ValueError, "did you mean 'mobilenetv3_small_050' or"),
+        (lambda: ms.build("davit_lage"), ValueError, "did you mean 'davit_large' or (?!'davit_large')"),
         (lambda: ms.build("resnet18.nonsense"), ValueError, "'resnet18.nonsense': did you mean 'resnet18"),
         (lambda: ms.read_components(["resnet50.nonsense"]), ValueError, "model of timm .* mean 'resnet50"),
         (lambda: ms.build("§§§"), ValueError, r"known are (\w+, ){12}and \d+ more$"),
