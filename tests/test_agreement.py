@@ -149,6 +149,15 @@ def test_relations_follow_from_names():
     assert (found.values == found.values.T).all()
 
 
+def test_relations_of_strangers_are_unknown_until_their_base_is_told():
+    names, (same, base, two) = ["mine", "mine-seed1", "yours", "resnet50"], ms.RELATIONS
+    unknown = ms.relations(names)
+    assert unknown.sel(model="mine").values.tolist() == [same, same, "unknown", "unknown"]
+    assert unknown.sel(model="resnet50").values.tolist() == ["unknown"] * 3 + [same]
+    told = ms.relations(names, {"mine": "CNN", "yours": "NAS"})
+    assert told.sel(model="mine").values.tolist() == [same, same, two, base]
+
+
 def test_jackknife_of_a_mean_is_the_textbooks_standard_error():
     value = dict(zip("abcdefgh", np.random.default_rng(0).normal(size=8), strict=True))
     found = ms.jackknife(lambda kept: [np.mean([value[name] for name in kept]), 1], list(value), level=0.8)
