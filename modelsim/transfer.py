@@ -69,10 +69,12 @@ class Engine:
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of the networks that have been loaded."""
     _kept: dict[str, nn.Module] = field(default_factory=dict)
+    _bytes: int = 0
+    """Of the networks that are kept."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Send no network that can be loaded again."""
-        return self.__dict__ | {"_kept": {}}
+        return self.__dict__ | {"_kept": {}, "_bytes": 0}
 
     def network(self, name: str) -> nn.Module:
         """Load a network, or find it in memory, where networks stay up to a budget."""
@@ -89,9 +91,9 @@ class Engine:
                 checked_logits(network, few)
             if self.fold:
                 network = fold_classifier(network, few)
-        kept = [network, *self._kept.values()]
-        if sum(tensor.numel() * tensor.element_size() for one in kept for tensor in _tensors(one)) < _BUDGET:
-            self._kept[name] = network
+        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(network))
+        if self._bytes + size < _BUDGET:
+            self._kept[name], self._bytes = network, self._bytes + size
         return network
 
     def perturbation(self, name: str, attacked: Callable[[], object] = int) -> NDArray[np.int8]:
