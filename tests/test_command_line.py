@@ -153,7 +153,7 @@ OUT_OF_RANGE = {
         ("distill --teacher none --temperature nan", "modelsim: temperature must be greater than 0, got nan"),
         ("components resnet18 --csv nowhere/table.csv", "nowhere"),
         ("score nowhere", "modelsim: no study at nowhere"),
-        (f"score {BOOK.parent}", f"of its folder, such as {BOOK}, or"),
+        (f"score {BOOK.parent}", f"of its folder, such as {BOOK}"),
         ("train resnet50-seedx", "modelsim: 'resnet50-seedx' has no seed: write it as a whole number"),
         ("forecast resnet50.nonsense", "modelsim: unknown model of timm 'resnet50.nonsense': did you mean"),
         (f"{MINE} resnet50", "modelsim: 'resnet50' needs --weights FILE; or give MODULE:FUNCTION"),
