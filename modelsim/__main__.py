@@ -34,7 +34,7 @@ Scheduler = Annotated[str | None, Option(help="Address of a Dask scheduler, whos
 _CAVEAT = """
 
 Foretold from components, not measured. Where whole families of the 69 were left out, the 90 % intervals held
-91 % of all pairs, but of a single network's 33 % to 100 %: the errors of one network go together."""
+90 % of all pairs, but of a single network's 21 % to 100 %: the errors of one network go together."""
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
