@@ -124,8 +124,7 @@ def compare(
     images = images_of(study, images or fashion_mnist("test"))
     batch_size, fold = study.attrs["batch_size"], json.loads(study.attrs["fold"])
     engine = Engine(networks, images, _attack(study, attack), batch_size, device or default_device(), fold)
-    engine.first_predictions(name)
-    newcomer = _Newcomer(name, study, engine, test_images, progress)
+    newcomer = _Newcomer(name, study, engine, engine.first_predictions(name), test_images, progress)
     if out is None:
         newcomer.check_others()
         extended, _ = newcomer.measured()
@@ -143,6 +142,8 @@ class _Newcomer:
     name: str
     study: xr.Dataset
     engine: Engine
+    clean: NDArray[np.int16]
+    """What it sees in the clean images (image,)."""
     test_images: ImageSet | None
     progress: bool
 
@@ -192,7 +193,7 @@ class _Newcomer:
         unasked = ["channel"] if self.test_images else ["channel", "test_image"]
         kept = study.drop_dims(unasked, errors="ignore").drop_vars("model_sha256")
         extended = kept.reindex(source=names, target=names, fill_value=-1)
-        extended.clean_prediction.loc[{"target": name}] = engine.predictions(name, engine.images.images)
+        extended.clean_prediction.loc[{"target": name}] = self.clean
         extended.adversarial_prediction.loc[{"source": names[:-1], "target": name}] = column
         extended.adversarial_prediction.loc[{"source": name}] = row
         if "images_without_gradient" in study:

@@ -13,6 +13,15 @@ def code_cells(name: str) -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
+def markdown(path):
+    """The prose of a page, as one text."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 def _is_constant(node: ast.stmt) -> bool:
     if not (isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets)):
         return False

@@ -1,23 +1,17 @@
 """What the page on one's own network computes beside the package."""
 
-import json
 import re
 
 import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
-from pages import BOOK, code_cells, page
+from pages import BOOK, code_cells, markdown, page
 from torch import nn
 
 import modelsim as ms
 
 PAGE = page("your_network")
-
-
-def markdown(name):
-    cells = json.loads((BOOK / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
 def test_lead_is_the_difference_of_two_means():
@@ -45,7 +39,7 @@ def test_what_somebody_else_might_have_written_says_what_the_zoo_says():
 def test_every_cell_runs_with_a_module_of_ones_own_in_the_cell_to_change(monkeypatch):
     """Word for word what *Adapt this* says; against every third network, so that it takes seconds."""
     cells = code_cells("your_network")
-    (adapted,) = re.findall(r"```python\n(NAME = .*?)```", markdown("your_network"), re.S)
+    (adapted,) = re.findall(r"```python\n(NAME = .*?)```", markdown(BOOK / "your_network.ipynb"), re.S)
     (place,) = (k for k, cell in enumerate(cells) if cell.startswith("NAME = "))
     whole, names = ms.first_seeds, [*ms.CATALOGUE][::3]
     monkeypatch.setattr(ms, "first_seeds", lambda study: whole(study).sel(source=names, target=names))

@@ -1,6 +1,5 @@
 """What a reader copies from README and pages runs word for word, each snippet in a folder of its own."""
 
-import json
 import os
 import re
 import shlex
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from matplotlib import pyplot as plt
-from pages import page
+from pages import markdown, page
 from typer.testing import CliRunner
 
 import modelsim as ms
@@ -40,14 +39,6 @@ class Snippet(NamedTuple):
 
     def __str__(self):
         return f"{self.source}: {self.text.splitlines()[0][:40]}"
-
-
-def markdown(path):
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".ipynb":
-        return text
-    cells = json.loads(text)["cells"]
-    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
 def fences(text):
