@@ -606,7 +606,7 @@ def components_table() -> pd.DataFrame:
     return pd.read_csv(path, index_col="model", keep_default_na=False)
 
 
-def read_components(names: Iterable[str], *, evidence: bool = False) -> pd.DataFrame:
+def read_components(names: str | Iterable[str], *, evidence: bool = False) -> pd.DataFrame:
     """Read the components of timm's models, built without weights.
 
     Examples
@@ -615,7 +615,7 @@ def read_components(names: Iterable[str], *, evidence: bool = False) -> pd.DataF
 
     Parameters
     ----------
-    names : iterable of str
+    names : str or iterable of str
         Names of timm.
     evidence : bool
         Return what proves each value instead: the modules that show it.
@@ -631,7 +631,7 @@ def read_components(names: Iterable[str], *, evidence: bool = False) -> pd.DataF
         If timm doesn't know a name; the message suggests the nearest.
     """
     rows = {}
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         check_timm_name("model of timm", name)
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False)

@@ -88,7 +88,9 @@ class Engine:
                 network = copy.deepcopy(network).to(self.device)
             few = self.images.images[:8].to(self.device)
             with torch.no_grad():
-                checked_logits(network, few)
+                told = checked_logits(network, few)
+            if (told >= 0).all() and torch.allclose(told.sum(1), torch.ones_like(told[:, 0]), atol=1e-4):
+                raise ValueError("it returns probabilities instead of logits: leave out its softmax")
             if self.fold:
                 network = fold_classifier(network, few)
         size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(network))

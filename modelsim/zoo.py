@@ -103,6 +103,7 @@ def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
 
 def check_timm_name(kind: str, name: str) -> None:
     """Raise a ValueError that suggests the nearest, unless timm knows a name and the tag in it."""
+    check_strings("names of timm's models", [name])
     tagged = timm.list_models(include_tags=True)
     if not timm.is_model(name) or ("." in name and name not in tagged):
         raise ValueError(unknown_name_message(kind, name, [*timm.list_models(), *tagged]))

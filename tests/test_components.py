@@ -91,7 +91,7 @@ def test_readings_agree_with_the_published_labels_and_name_the_proof_where_they_
     same = table.map(normalised) == labelled.map(normalised)
     assert same.size == 897
     assert same.to_numpy().mean() >= 0.98
-    proofs = read_components(["convmixer_1536_20"], evidence=True)
+    proofs = read_components("convmixer_1536_20", evidence=True)
     found = disagreements(table.loc[["convmixer_1536_20", "resnet50"]], labelled, evidence=proofs)
     assert found.drop(columns="labelled").values.tolist() == [
         ["convmixer_1536_20", HIERARCHY, "No", "no module after the stem lowers the resolution"]

@@ -448,6 +448,7 @@ MEASURED_NOT = {
     "one row": (answering(lambda z: z.mean(0, keepdim=True)), r"\(8, class\), got \(1, 3\)"),
     "maps": (answering(lambda z: z[:, :, None, None]), r"\(8, class\), got \(8, 3, 1, 1\)"),
     "more classes": (lambda: tiny.linear(1, n_classes=4), "it has 4 classes, the image set and its peers 3"),
+    "probabilities": (answering(lambda z: z.softmax(1)), "probabilities instead of logits"),
     "NaN": (answering(lambda z: z * torch.nan), "NaN logits for 8 of 8 images"),
     "minus infinity": (answering(lambda z: z - torch.inf), "infinite logits for 8 of 8 images"),
     "infinity at first": (answering(infinite_at_first), "infinite logits for 1 of 8 images"),

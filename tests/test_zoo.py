@@ -141,6 +141,7 @@ UNKNOWN = "unknown architecture 'resnet5O'.*'resnet50'"
         (lambda: ms.build("resnet18.nonsense"), ValueError, "'resnet18.nonsense': did you mean 'resnet18"),
         (lambda: ms.read_components(["resnet50.nonsense"]), ValueError, "model of timm .* mean 'resnet50"),
         (lambda: ms.build("§§§"), ValueError, r"known are (\w+, ){12}and \d+ more$"),
+        (lambda: ms.build(5), TypeError, "names of timm's models must be strings, got 5"),
         (lambda: ms.build("csatv2"), ValueError, "csatv2 of timm gives no logits .* at 144 to 512 pixels"),
         (lambda: ms.load_zoo("fashion"), ValueError, "unknown study 'fashion'.*'fashion69'"),
         (lambda: SECOND["resnet50-seed2"], KeyError, "model 'resnet50-seed2'.*'resnet50-seed1'"),
