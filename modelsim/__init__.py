@@ -7,7 +7,7 @@ from modelsim.attacks import fgsm, pgd
 from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.clustering import distance, perturbed, spectral_clusters
 from modelsim.compare import compare
-from modelsim.components import components, components_table, disagreements, read_components
+from modelsim.components import components, components_table, read_components
 from modelsim.ensembles import member_sets, vote
 from modelsim.forecast import forecast, pair_features
 from modelsim.images import ImageSet, data_directory, fashion_mnist
@@ -32,7 +32,7 @@ from modelsim.zoo import Classifier, Zoo, build, load_weights, load_zoo, save_we
 __all__ = [
     "CATALOGUE", "RELATIONS", "Architecture", "Classifier", "ImageSet", "PublishedScoresUnavailable",
     "Recipe", "Teacher", "Zoo", "accuracy", "adversarial_images", "agreement", "build", "compare",
-    "components", "components_table", "data_directory", "disagreements", "distance", "fashion_mnist",
+    "components", "components_table", "data_directory", "distance", "fashion_mnist",
     "fgsm", "first_seeds", "fit", "forecast", "interval", "jackknife", "load_weights", "load_zoo",
     "main_effects", "member_sets", "neighbours", "open_study", "pair_features", "pairs", "perturbed",
     "pgd", "published_components", "published_sat", "read_components", "relations", "relative_sat",

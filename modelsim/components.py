@@ -546,50 +546,6 @@ def normalised(label: str) -> str:
     return "-" if text == "~" else "+".join(sorted(text.split("+")))
 
 
-def disagreements(
-    read: pd.DataFrame, labelled: pd.DataFrame, *, evidence: pd.DataFrame | None = None
-) -> pd.DataFrame:
-    """List where a reading and a label differ, after `normalised`.
-
-    Examples
-    --------
-    >>> disagreements(read_components(["resnet50", "pit_b_224"]), published_components())
-
-    Parameters
-    ----------
-    read, labelled : DataFrame
-        Text by model (rows) and component (columns): from `read_components`, and a table such as the
-        paper's, which may hold other models too.
-    evidence : DataFrame, optional
-        From `read_components(..., evidence=True)`, of the models that disagree at least.
-
-    Returns
-    -------
-    DataFrame
-        Columns model, component, labelled, read, and evidence if given; one row a disagreement, in the
-        order of `read`.
-
-    Raises
-    ------
-    ValueError
-        If `labelled` lacks a model or component of `read`, or `evidence` a model that disagrees.
-    """
-    missing = [*read.index.difference(labelled.index), *read.columns.difference(labelled.columns)]
-    if missing:
-        raise ValueError(f"labelled has no {', '.join(missing)}: expected all models and components of read")
-    rows = [
-        (model, component, labelled.loc[model, component], value)
-        for (model, component), value in read.stack().items()
-        if normalised(value) != normalised(labelled.loc[model, component])
-    ]
-    found = pd.DataFrame(rows, columns=["model", "component", "labelled", "read"])
-    if evidence is None:
-        return found
-    if missing := sorted({model for model, *_ in rows} - {*evidence.index}):
-        raise ValueError(f"evidence has no {', '.join(missing)}: expected all models that disagree")
-    return found.assign(evidence=[evidence.loc[model, component] for model, component, *_ in rows])
-
-
 def components_table() -> pd.DataFrame:
     """Open the stored table of the catalogue's components, as `read_components` gives it.
 

@@ -34,3 +34,12 @@ def test_redrawn_values_stay_in_their_group_and_number():
 def test_values_of_a_component_are_counted_once_each():
     assert zoo.values(pd.Series(["No"] * 3 + ["Yes"] * 2 + ["SE", "ECA"])) == "No (3), Yes (2), 2 more once"
     assert zoo.values(pd.Series(["No", "No"])) == "No (2)"
+
+
+def test_disagreements_are_listed_unless_they_are_of_spelling():
+    read = pd.DataFrame([["BN", "ReLU"], ["LN", "GeLU"]], ["a", "b"], ["Normalization", "Activation"])
+    labels = pd.DataFrame([["BN", "SiLU"], ["ln", "GELU"]], ["a", "b"], ["Normalization", "Activation"])
+    found = zoo.disagreements(read, labels)
+    assert found.to_dict("records") == [
+        {"Network": "a", "Component": "Activation", "By hand": "SiLU", "By program": "ReLU"}
+    ]
