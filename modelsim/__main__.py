@@ -113,6 +113,23 @@ def transfer(
 
 
 @app.command()
+def measure(
+    names: Names = None,
+    out: Annotated[Path, Option(help="Folder for the matrices, `measures.nc`.")] = Path("runs/measures"),
+    n: Annotated[int, Option("--images", help="Test images, the same number of every class.")] = 1000,
+    image_seed: Annotated[int, Option(min=0, help="Seed of the draw of images.")] = 0,
+) -> str:
+    """Compare models by penultimate features (linear CKA) and by input gradients; no attack is needed.
+
+    Example: `python -m modelsim measure resnet50 convnext_tiny --images 100 --out runs/measured`
+    """
+    images = ms.fashion_mnist("test", n=n, seed=image_seed)
+    found = ms.measure(ms.load_zoo(names=names or None), images, out=out)
+    compared = {name: ms.pairs(found[name]) for name in ("linear_cka", "gradient_cosine")}
+    return pd.DataFrame(compared).round(3).to_string()
+
+
+@app.command()
 def components(
     names: Annotated[Strings, Argument(help="Models of timm. Default: the catalogue's.")] = None,
     csv: Csv = None,

@@ -112,7 +112,7 @@ def logits(
         return torch.cat([checked_logits(still, part).to("cpu", copy=True) for part in parts])
 
 
-def _input_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def input_gradients(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the cross-entropy of each image with respect to its own pixels."""
     # An image's gradient doesn't depend on its batch, and what a network keeps for it fills the memory.
     gradients = []
@@ -131,7 +131,7 @@ def _input_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> Te
 def count_without_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> int:
     """Count the images on which an attack has no gradient to follow: it is zero, NaN or infinite."""
     with frozen(classifier) as still:
-        gradient = _input_gradient(still, images, labels).flatten(1)
+        gradient = input_gradients(still, images, labels).flatten(1)
     return int(((gradient == 0).all(1) | ~gradient.isfinite().all(1)).sum())
 
 
@@ -150,7 +150,7 @@ def _ascend(
     low, high = (images - eps).clamp(min=0), (images + eps).clamp(max=1)
     adversarial, momentum = start, torch.zeros_like(images)
     for _ in range(steps):
-        gradient = _input_gradient(classifier, adversarial, labels)
+        gradient = input_gradients(classifier, adversarial, labels)
         if decay:
             size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
             gradient = momentum = decay * momentum + gradient / size.clamp(min=1e-30)
