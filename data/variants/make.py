@@ -180,9 +180,9 @@ def _train(name: str) -> None:
     ms.save_weights(classifier, path, {"test_accuracy": said, "torch": torch.__version__})
 
 
-def _compare() -> None:
-    """Compare one network after the other with the study and with those before."""
-    names = [name for name in NETWORKS if (HERE / f"{name}.safetensors").exists()]
+def _compare(asked: list[str]) -> None:
+    """Compare one network after the other with the study and with those before, in the order asked for."""
+    names = [name for name in asked if (HERE / f"{name}.safetensors").exists()]
     study = ms.open_study(HERE.parent / "fashion69").isel(image=slice(None, None, 4))
     done: list[str] = []
     for name in tqdm(names, "compared"):
@@ -208,7 +208,7 @@ def main() -> None:
     if unknown := {*given.network} - {*NETWORKS}:
         parser.error(f"unknown network {unknown}, known are {', '.join(NETWORKS)}")
     if given.compare:
-        _compare()
+        _compare(given.network)
         return
     torch.set_num_threads(1)
     for name in given.network:
