@@ -125,7 +125,8 @@ def gather() -> None:
     found = {}
     for name in VARIATIONS:
         folder = RUNS / name.replace("/", "∕").replace(" ", "-")
-        if (folder / "study.zarr").exists():
+        store = folder / "study.zarr"
+        if store.exists() and bool(xr.open_zarr(store, consolidated=False).finished.all()):
             found[name] = ms.open_study(folder).adversarial_prediction
     full = found["other random start"]
     rows = {path.stem: np.load(path) for path in (RUNS / "not-rounded").glob("*.npy")}
@@ -137,6 +138,7 @@ def gather() -> None:
     aligned = [found[name].reindex_like(full, fill_value=-1) for name in order]
     gathered = xr.concat(aligned, xr.Variable("variation", order), coords="minimal", compat="override")
     gathered = gathered.drop_vars([name for name in gathered.coords if name not in gathered.dims])
+    gathered = gathered.assign_coords({name: gathered[name].astype(object) for name in gathered.dims})
     dataset = gathered.astype(np.int8).rename("adversarial_prediction").to_dataset()
     chunks = {"adversarial_prediction": {"chunks": (1, *dataset.adversarial_prediction.shape[1:])}}
     dataset.to_zarr(HERE / "predictions.zarr", mode="w", encoding=chunks, consolidated=False)

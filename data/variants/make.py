@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -196,7 +195,9 @@ def _compare(asked: list[str]) -> None:
     said = kept[["adversarial_prediction", "clean_prediction", "label"]]
     dataset = said.drop_vars([c for c in said.coords if c not in said.dims]).astype(np.int8)
     encoding = {"adversarial_prediction": {"chunks": said.adversarial_prediction.shape}}
-    xr.Dataset(dataset).to_zarr(HERE / "study.zarr", mode="w", encoding=encoding, consolidated=False)
+    dataset = dataset.assign_coords({name: dataset[name].astype(object) for name in dataset.dims})
+    dataset.attrs["perturbations"] = "false"
+    dataset.to_zarr(HERE / "study.zarr", mode="w", encoding=encoding, consolidated=False)
 
 
 def main() -> None:
