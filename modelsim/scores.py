@@ -301,15 +301,13 @@ def main_effects(score: xr.DataArray) -> xr.Dataset:
     if (n := len(names)) < 4:
         raise ValueError(f"effects of single models need four models or more, got {n}: {list(names)}")
     observed, noise = _log_odds(score) if directed else (score.values, np.ones((n, n)))
-    pair = np.nonzero(~np.eye(n, dtype=bool))
-    source, target = (np.eye(n)[end] for end in pair)
-    design = np.hstack([source, target]) if directed else source + target
-    effects, residual = _fit(design, observed[pair], noise[pair]), np.full((n, n), np.nan)
-    residual[pair] = rest = observed[pair] - design @ effects
+    source, target = _fit(observed, noise, directed=directed)
+    pair = ~np.eye(n, dtype=bool)
+    residual = np.where(pair, observed - source[:, None] - target, np.nan)
     kinds = ("strength", "fragility") if directed else ("effect",)
-    parts = zip(kinds, score.dims, np.split(effects, len(kinds)), strict=False)
+    parts = zip(kinds, score.dims, (source, target), strict=False)
     centred = {kind: ((dim,), part - part.mean()) for kind, dim, part in parts}
-    explained = 1 - float(rest.var() / observed[pair].var())
+    explained = 1 - float(residual[pair].var() / observed[pair].var())
     return xr.Dataset(
         {"residual": (score.dims, residual)} | centred,
         dict.fromkeys(score.dims, names),
@@ -318,16 +316,35 @@ def main_effects(score: xr.DataArray) -> xr.Dataset:
 
 
 def _fit(
-    design: NDArray[np.floating], observed: NDArray[np.floating], noise: NDArray[np.floating]
-) -> NDArray[np.floating]:
-    """Fit by least squares, then again with each pair's weight from the variance that is left."""
-    effects, weights = np.zeros(design.shape[1]), np.ones(len(design))
+    observed: NDArray[np.floating], noise: NDArray[np.floating], *, directed: bool
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Fit by least squares, then again with each pair's weight from the variance that is left.
+
+    Return effects of rows and of columns: two, or one and the same.
+    """
+    pair = ~np.eye(len(observed), dtype=bool)
+    weights, given = pair.astype(float), np.where(pair, observed, 0)
     for _ in range(2):
-        weighted = design.T * weights
-        effects = np.linalg.lstsq(weighted @ design, weighted @ observed)[0]
-        between = max(0.0, (observed - design @ effects).var() - noise.mean())
-        weights = 1 / (between + noise)
-    return effects
+        rows, columns = _solved(weights, given, directed=directed)
+        left = (given - rows[:, None] - columns)[pair]
+        between = max(0.0, left.var() - noise[pair].mean())
+        weights = pair / (between + noise)
+    return rows, columns
+
+
+def _solved(
+    weights: NDArray[np.floating], values: NDArray[np.floating], *, directed: bool
+) -> NDArray[np.floating]:
+    """Solve the normal equations of `values = row + column` (end, model); the design need not be laid out."""
+    n, ends = len(values), (1, 0)
+    rows, columns = (np.diag(weights.sum(end)) for end in ends)
+    normal = np.block([[rows, weights], [weights.T, columns]])
+    sums = np.stack([(weights * values).sum(end) for end in ends])
+    if directed:  # what moves from all rows to all columns changes no sum: let none move
+        free = np.repeat([1.0, -1.0], n)
+        return np.linalg.solve(normal + np.outer(free, free), sums.ravel()).reshape(2, n)
+    effect = np.linalg.solve(normal.reshape(2, n, 2, n).sum((0, 2)), sums.sum(0))
+    return np.stack([effect, effect])
 
 
 def _log_odds(rate: xr.DataArray) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
