@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from pages import BOOK, page
 from scipy.stats import f, spearmanr
+from sklearn.linear_model import Ridge
 from typer.testing import CliRunner
 
 import modelsim as ms
@@ -67,7 +68,7 @@ def test_planted_resemblance_is_found_beside_what_is_general_to_students_and_net
 
 
 def test_rules_learn_nothing_from_those_who_judge_and_the_planted_one_wins():
-    random, names = np.random.default_rng(0), [*here.rules(np.zeros((3, 4)), *[here.Ridge().fit(*DATA)] * 2)]
+    random, names = np.random.default_rng(0), [*here.rules(np.zeros((3, 4)), *[here.ridge(*DATA)] * 2)]
     x = random.normal(size=(27, 4))
     students = [(x, x[:, 1] + 0.1 * random.normal(size=27)), (x, -x[:, 1])]
     best = pd.DataFrame(here.choice(students, divisions=10, draws=10)[:8], names)
@@ -75,6 +76,11 @@ def test_rules_learn_nothing_from_those_who_judge_and_the_planted_one_wins():
     assert best.loc[["the least similar", "regression from the other student"], 2].max() < 0
     left, changed = np.arange(9), [(x, np.where(np.arange(27) < 9, 7.0, y)) for x, y in students]
     assert here.advantages(changed, np.arange(27), left) == [0] * 16
+
+
+def test_ridge_is_that_of_scikit_learn():
+    x, y = np.random.default_rng(0).normal(1, size=(18, 4)), np.arange(18.0)
+    np.testing.assert_allclose(here.ridge(x, y), Ridge(alpha=4).fit(x, y).coef_)
 
 
 DATA = np.eye(4), np.arange(4.0)
