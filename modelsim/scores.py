@@ -103,8 +103,11 @@ def _rate(hits: NDArray[Any], trials: NDArray[Any]) -> NDArray[np.floating]:
 
 def _symmetric_log(rate: NDArray[np.floating]) -> NDArray[np.floating]:
     """SAT of a directed transferability; the last two axes are source and target."""
-    per_cent = 100 * (rate + np.swapaxes(rate, -1, -2)) / 2
-    return np.log(np.maximum(FLOOR, per_cent))
+    return _log_per_cent((rate + np.swapaxes(rate, -1, -2)) / 2)
+
+
+def _log_per_cent(rate: NDArray[np.floating]) -> NDArray[np.floating]:
+    return np.log(np.maximum(FLOOR, 100 * rate))
 
 
 def transferability(study: xr.Dataset) -> xr.DataArray:
@@ -230,23 +233,28 @@ def interval(
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     point = sat(study) if measure == "sat" else transferability(study)
-    rates = _resampled_rates(study, resamples, np.random.default_rng(seed))
-    samples = _symmetric_log(rates) if measure == "sat" else rates
-    with warnings.catch_warnings():
-        # A pair without trials has been warned about above; its bounds are NaN too.
-        warnings.filterwarnings("ignore", "All-NaN slice encountered", RuntimeWarning)
-        bounds = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    outcomes = [which.values for which in _trials_and_hits(study)]
+    rates = _resampled_rates(outcomes, resamples, np.random.default_rng(seed))
+    bounds = _bounds(_symmetric_log(rates) if measure == "sat" else rates, level)
     both = point.reset_coords(drop=True).expand_dims(bound=["low", "high"])
     return both.copy(data=bounds).assign_attrs(level=level, resamples=resamples, seed=seed)
 
 
-def _resampled_rates(study: xr.Dataset, resamples: int, random: np.random.Generator) -> NDArray[np.floating]:
-    """Return the transferability (resample, source, target) on images drawn with replacement."""
-    n = study.sizes["image"]
+def _resampled_rates(
+    outcomes: list[NDArray[np.bool_]], resamples: int, random: np.random.Generator
+) -> NDArray[np.floating]:
+    """Divide hits by trials (…, image) on images drawn with replacement: (resample, …)."""
+    n = outcomes[0].shape[-1]
     weights = random.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32)
-    outcomes = (which.values.astype(np.float32) for which in _trials_and_hits(study))
-    trials, hits = (np.tensordot(weights, outcome, axes=(1, 2)) for outcome in outcomes)
+    trials, hits = (np.tensordot(weights, each.astype(np.float32), axes=(1, -1)) for each in outcomes)
     return _rate(hits, trials)
+
+
+def _bounds(samples: NDArray[np.floating], level: float) -> NDArray[np.floating]:
+    with warnings.catch_warnings():
+        # A pair without trials is warned about by its score; its bounds are NaN too.
+        warnings.filterwarnings("ignore", "All-NaN slice encountered", RuntimeWarning)
+        return np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
 def white_box_success(study: xr.Dataset) -> xr.DataArray:
@@ -415,10 +423,16 @@ def neighbours(study: xr.Dataset, name: str, *, level: float = 0.95) -> pd.DataF
     """
     if name not in study.source.values:
         raise ValueError(unknown_name_message("model", name, study.source.values.tolist()))
-    score, bounds = sat(study).sel(other=name), interval(study, level=level).sel(other=name)
-    columns = {"SAT": score, "low": bounds.sel(bound="low"), "high": bounds.sel(bound="high")}
-    if len(score) >= 4:
-        columns["relative SAT"] = relative_sat(transferability(study)).sel(other=name)
-    columns["accuracy"] = score.accuracy
-    table = pd.DataFrame({key: values.to_series() for key, values in columns.items()})
+    rate = transferability(study)
+    names = _check_names(rate)
+    at = names.get_loc(name)
+    row = _log_per_cent((rate.values[at] + rate.values[:, at]) / 2)
+    # Of this model only, which is quicker than `interval`, and the same.
+    outcomes = [np.stack([each.values[at], each.values[:, at]]) for each in _trials_and_hits(study)]
+    samples = _resampled_rates(outcomes, 1000, np.random.default_rng(0)).mean(axis=1)
+    low, high = _bounds(_log_per_cent(samples), level)
+    table = pd.DataFrame({"SAT": row, "low": low, "high": high}, names.rename("model"))
+    if len(names) >= 4:
+        table["relative SAT"] = relative_sat(rate).values[at]
+    table["accuracy"] = rate.accuracy.values
     return table.drop(name).sort_values("SAT", ascending=False)
