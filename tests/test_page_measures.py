@@ -121,12 +121,12 @@ def test_what_single_networks_share_foretells_only_as_it_is(known):
 
 def test_a_twin_is_first_only_if_it_is_nearer_than_every_other(monkeypatch):
     networks = ["a", "b", "c", "a-seed1", "b-seed1"]
-    #                a  b  c  a1 b1: neither twin competes with the other's.
-    values = np.array([[9, 1, 2, 3, 8], [1, 9, 5, 7, 4], [2, 5, 9, 3, 0], [3, 7, 3, 9, 1], [8, 4, 0, 1, 9]])
+    #                a  b  c  a1 b1: the two twins are nearest to each other, but don't compete.
+    values = np.array([[9, 1, 2, 3, 3], [1, 9, 5, 2, 4], [2, 5, 9, 2, 0], [3, 2, 2, 9, 8], [3, 4, 0, 8, 9]])
     put(monkeypatch, networks=networks, names=pd.Index(["a", "b", "c"]), seeded=["a", "b"])
     found = book.firsts(square(values, networks), "as it is")
-    # a gives its twin 3, and 2 at most to others; the twin gives b 7. Both of b have a nearer one, c and a.
-    assert found.to_dict() == {"a": 0.5, "b": 0}
+    # Only b has a nearer one than its twin: c.
+    assert found.to_dict() == {"a": 1, "b": 0.5}
     assert [*book.ways("a")] == [("a", "a-seed1"), ("a-seed1", "a")]
 
 
