@@ -28,9 +28,6 @@ from modelsim.zoo import check_names, fingerprint, naming
 
 _Floats = NDArray[np.floating]
 
-FILE = "measures.nc"
-"""Name of the file in the folder that `measure` writes."""
-
 
 def prediction_agreement(study: xr.Dataset) -> xr.DataArray:
     """Share of the clean images of which two networks say the same, right or wrong: 0 … 1.
@@ -202,57 +199,47 @@ def measure(
         If another run writes to `out`.
     """
     check_names(zoo)
-    path = check_folder(out) / FILE
-    settings: dict[str, Any] = {f"models.{name}": fingerprint(zoo[name]) for name in zoo}
-    settings |= {f"version of {name}": version(name) for name in ("torch", "timm", "numpy")}
-    settings["images"] = images.fingerprint()
+    path = check_folder(out) / "measures.nc"
+    shared = {f"version of {name}": version(name) for name in ("torch", "timm", "numpy")}
+    shared |= {"images": images.fingerprint()}
+    settings = shared | {f"models.{name}": fingerprint(zoo[name]) for name in zoo}
     with sole_writer(path.parent):
-        if path.exists():
-            return _opened(path, settings)
-        parts = {name: path.parent / "parts" / f"{settings[f'models.{name}']}.npz" for name in zoo}
-        for name in tqdm(zoo, "features and gradients", disable=not progress):
-            with naming(name):
-                _keep(zoo[name], images, parts[name])
-        found = _compared(parts).assign_attrs(settings=json.dumps(settings))
-        found.to_netcdf(unfinished := path.with_suffix(".partial"), engine="scipy")
-        unfinished.replace(path)
-        shutil.rmtree(path.parent / "parts")
-    return found
-
-
-def _opened(path: Path, settings: dict[str, Any]) -> xr.Dataset:
-    found = xr.load_dataset(path, engine="scipy")
+        if not path.exists():
+            kept = {}
+            for name in tqdm(zoo, "features and gradients", disable=not progress):
+                part = path.parent / "parts" / f"{settings[f'models.{name}']}.npz"
+                with naming(name):
+                    kept[name] = _kept(zoo[name], images, part, made=json.dumps(shared))
+            found = _compared(kept).assign_attrs(settings=json.dumps(settings))
+            found.to_netcdf(unfinished := path.with_suffix(".partial"), engine="scipy")
+            unfinished.replace(path)
+        shutil.rmtree(path.parent / "parts", ignore_errors=True)
+        found = xr.load_dataset(path, engine="scipy")
     if differences := setting_differences(json.loads(found.attrs["settings"]), settings):
-        raise ValueError(
-            f"{path} is of other networks or images ({'; '.join(differences)}): give another folder"
-        )
+        raise ValueError(f"{path} is of other settings ({'; '.join(differences)}): give another folder")
     return found
 
 
-def _keep(classifier: nn.Module, images: ImageSet, part: Path) -> None:
-    """Write a network's features and gradients, and the seconds that each took, unless they are there."""
-    if part.exists() and np.load(part)["images"] == images.fingerprint():
-        return
-    times = [time.perf_counter()]
-    features = penultimate_features(classifier, images)
-    times.append(time.perf_counter())
-    with frozen(classifier) as still:
-        gradients = input_gradients(still, images.images, images.labels).numpy()
-    times.append(time.perf_counter())
-    part.parent.mkdir(exist_ok=True)
-    with (unfinished := part.with_suffix(".partial")).open("wb") as file:
-        np.savez(
-            file, features=features, gradients=gradients, seconds=np.diff(times), images=images.fingerprint()
-        )
-    unfinished.replace(part)
+def _kept(classifier: nn.Module, images: ImageSet, part: Path, *, made: str) -> Mapping[str, _Floats]:
+    """Read a network's features, gradients and the seconds that they took; write them first if need be."""
+    if not part.exists() or np.load(part)["made"] != made:
+        times = [time.perf_counter()]
+        features = penultimate_features(classifier, images)
+        times.append(time.perf_counter())
+        with frozen(classifier) as still:
+            gradients = input_gradients(still, images.images, images.labels).numpy()
+        times.append(time.perf_counter())
+        part.parent.mkdir(exist_ok=True)
+        unfinished = part.with_suffix(".partial.npz")
+        np.savez(unfinished, features=features, gradients=gradients, seconds=np.diff(times), made=made)
+        unfinished.replace(part)
+    return np.load(part)
 
 
-def _compared(parts: Mapping[str, Path]) -> xr.Dataset:
-    kept = {name: np.load(part) for name, part in parts.items()}
-    matrices = {
-        "linear_cka": linear_cka({name: kept[name]["features"] for name in kept}),
-        "gradient_cosine": gradient_cosine({name: kept[name]["gradients"] for name in kept}),
-    }
-    seconds = ("model", "kind"), np.array([kept[name]["seconds"] for name in kept])
-    found = xr.Dataset(matrices | {"seconds": seconds}, {"kind": ["features", "gradients"]})
-    return found.astype(np.float32)
+def _compared(kept: Mapping[str, Mapping[str, _Floats]]) -> xr.Dataset:
+    features, gradients, seconds = (
+        {name: one[what] for name, one in kept.items()} for what in ("features", "gradients", "seconds")
+    )
+    matrices = {"linear_cka": linear_cka(features), "gradient_cosine": gradient_cosine(gradients)}
+    took = {"seconds": (("model", "kind"), np.array([*seconds.values()]))}
+    return xr.Dataset(matrices | took, {"kind": ["features", "gradients"]}).astype(np.float32)

@@ -12,7 +12,7 @@ from timm import create_model
 from torch.nn.functional import cross_entropy
 
 import modelsim as ms
-from modelsim import measures
+from modelsim import distillation, measures
 
 FROM_STUDY = (ms.prediction_agreement, ms.error_consistency, ms.capa, ms.jensen_shannon)
 
@@ -195,7 +195,7 @@ def test_untaught_students_are_those_of_the_table(stored):
     assert {*students.target.values} < {*stored.model.values}
     images = ms.fashion_mnist("test", n=1000)
     right = (students.clean_prediction == images.labels.numpy()).mean("image")
-    runs = ms.distillation.distillation_table().query("teacher == 'none'")
+    runs = distillation.distillation_table().query("teacher == 'none'")
     accuracy = {f"student-{run.student}-seed{run.seed}": run.accuracy for run in runs.itertuples()}
     # A thousand of the ten thousand images.
     np.testing.assert_allclose(right, [accuracy[name] for name in students.target.values], atol=0.04)
