@@ -79,7 +79,7 @@ def test_correlations_and_areas_are_those_of_other_implementations(known):
             rank_correlation(column, y, [extra]),
             -rank_correlation(column, gain, [*fixed, extra]),
             roc_auc_score(same, residual_ranks([column, column, *fixed, extra])[0]),
-            rank_correlation(column, released, [extra]),
+            rank_correlation(column, released, [*fixed, extra]),
         ]
         for column in x.T
     ]
@@ -153,12 +153,14 @@ def test_planted_parts_of_sat_are_found(monkeypatch):
     clean, rest = (book.without_effects(noise(seed)) for seed in (14, 15))
     score = 2 * np.add.outer(effect, effect) + clean + rest
     others = {f"c{i}": square(np.add.outer(effect, effect) + clean) for i in range(2)}
-    put(monkeypatch, matrices={"SAT": square(score), **others}, CLEAN=others)
-    single, told, left = book.parts(NAMES)
+    put(monkeypatch, matrices={"SAT": square(score), "relative SAT": square(rest), **others}, CLEAN=others)
+    single, told, left, of_pair, of_rest = book.parts(NAMES)
     sizes = [np.var(in_pairs(part)) for part in (clean, rest)]
     assert single + told + left == pytest.approx(1)
     assert single > 0.5
     assert told / left == pytest.approx(sizes[0] / sizes[1], rel=0.25)
+    assert of_pair == pytest.approx(told / (told + left))
+    assert of_rest < 0.1
 
 
 def test_measure_of_the_reader_is_the_rank_correlation_of_what_the_true_class_is_given():
