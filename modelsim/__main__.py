@@ -28,6 +28,8 @@ from modelsim.zoo import naming, split_model_name, unknown_name_message
 Strings = list[str] | None
 Names = Annotated[Strings, Argument(help="`resnet50`, `resnet50-seed1` … Default: all architectures.")]
 StudyFolder = Annotated[Path, Option(help="Folder for the study; a study begun there is finished.")]
+Images = Annotated[int, Option("--images", help="Test images, the same number of every class.")]
+ImageSeed = Annotated[int, Option(min=0, help="Seed of the draw of images.")]
 Csv = Annotated[Path | None, Option(help="Write the table to this file.")]
 Workers = Annotated[int, Option(min=1, help="Processes that work side by side.")]
 Scheduler = Annotated[str | None, Option(help="Address of a Dask scheduler, whose workers do the work.")]
@@ -81,8 +83,8 @@ def train(names: Names = None, workers: Workers = 1, scheduler: Scheduler = None
 def transfer(
     names: Names = None,
     out: StudyFolder = Path("runs/study"),
-    n: Annotated[int, Option("--images", help="Test images, the same number of every class.")] = 1000,
-    image_seed: Annotated[int, Option(min=0, help="Seed of the draw of images.")] = 0,
+    n: Images = 1000,
+    image_seed: ImageSeed = 0,
     eps: Annotated[float, Option(help="Largest change of a pixel, in 1/255.")] = 18,
     steps: Annotated[int, Option(min=1, help="Gradient steps.")] = 50,
     step_size: Annotated[float, Option(help="Change of a pixel in one step, in 1/255.")] = 2,
@@ -116,8 +118,8 @@ def transfer(
 def measure(
     names: Names = None,
     out: Annotated[Path, Option(help="Folder for the matrices, `measures.nc`.")] = Path("runs/measures"),
-    n: Annotated[int, Option("--images", help="Test images, the same number of every class.")] = 1000,
-    image_seed: Annotated[int, Option(min=0, help="Seed of the draw of images.")] = 0,
+    n: Images = 1000,
+    image_seed: ImageSeed = 0,
 ) -> str:
     """Compare models by penultimate features (linear CKA) and by input gradients; no attack is needed.
 

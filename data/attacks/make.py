@@ -91,6 +91,10 @@ def main() -> None:
     gather()
 
 
+def _folder(name: str) -> Path:
+    return RUNS / name.replace("/", "∕").replace(" ", "-")
+
+
 def _run(name: str) -> None:
     """Run one variation; what is there already is kept."""
     seeds = (0, 1) if name in BOTH_SEEDS else (0,)
@@ -98,14 +102,15 @@ def _run(name: str) -> None:
     twelve = [model.removesuffix("-seed1") for model in study.source.values if model.endswith("-seed1")]
     zoo = ms.load_zoo(names=[f"{model}-seed{seed}" if seed else model for seed in seeds for model in twelve])
     images = ms.fashion_mnist("test", n=1000)[::4]
-    folder = RUNS / name.replace("/", "∕").replace(" ", "-")
     if name == "not rounded":
-        _without_rounding(zoo, images, VARIATIONS[name], folder)
+        _without_rounding(zoo, images, VARIATIONS[name], _folder(name))
         return
     with warnings.catch_warnings():
         # A weak attack fails on its own network too, and that is what is to be measured.
         warnings.filterwarnings("ignore", message=".*the attack on itself succeeds")
-        ms.transfer(zoo, images, attack=VARIATIONS[name], out=folder, perturbations=False, progress=False)
+        ms.transfer(
+            zoo, images, attack=VARIATIONS[name], out=_folder(name), perturbations=False, progress=False
+        )
 
 
 def _without_rounding(zoo: ms.Zoo, images: ms.ImageSet, attack: Callable[..., Tensor], folder: Path) -> None:
@@ -124,12 +129,11 @@ def gather() -> None:
     """Write one store of all variations that are finished."""
     found = {}
     for name in VARIATIONS:
-        folder = RUNS / name.replace("/", "∕").replace(" ", "-")
-        store = folder / "study.zarr"
+        store = _folder(name) / "study.zarr"
         if store.exists() and bool(xr.open_zarr(store, consolidated=False).finished.all()):
-            found[name] = ms.open_study(folder).adversarial_prediction
+            found[name] = ms.open_study(_folder(name)).adversarial_prediction
     full = found["other random start"]
-    rows = {path.stem: np.load(path) for path in (RUNS / "not-rounded").glob("*.npy")}
+    rows = {path.stem: np.load(path) for path in _folder("not rounded").glob("*.npy")}
     if len(rows) == 12:
         twelve = [name for name in full.source.values.tolist() if name in rows]
         some = full.sel(source=twelve, target=twelve)
