@@ -7,15 +7,22 @@ import shlex
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from sys import float_info
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from timm.data import ImageNetInfo
 from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+from tqdm.contrib.concurrent import thread_map
 
 _CLASSES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
 _FASHION_MNIST_FILES = {"train": "train", "test": "t10k"}
@@ -274,3 +281,110 @@ def fashion_mnist(split: str = "test", *, n: int | None = None, seed: int = 0) -
     canvas, classes = torch.from_numpy(pixels / np.float32(255)), tuple(_CLASSES.split(", "))
     images = ImageSet(canvas, labels, ids, classes, f"Fashion-MNIST {split}")
     return images if n is None else images.balanced(n, seed=seed)
+
+
+def image_folder(
+    path: str | Path,
+    *,
+    per_class: int = 5,
+    canvas: int = 224,
+    seed: int = 0,
+    labels: str | Path | None = None,
+    progress: bool = True,
+) -> ImageSet:
+    """Draw pictures of a folder, the same number of every class there, cut to squares of one size.
+
+    Each is turned as its camera noted, made RGB, its short side resized to `canvas` / 0.875 pixels (bicubic)
+    and its middle cut out, as timm does to measure most of its networks.
+
+    Examples
+    --------
+    >>> images = image_folder("imagenet/val", per_class=5)
+    >>> images = image_folder("pictures", labels="pictures/labels.csv", per_class=1)
+
+    Parameters
+    ----------
+    path : path
+        Folder of folders, one a class. If their names are synsets of ImageNet (`n01440764`), the classes
+        are ImageNet's 1,000 in timm's order, also where there are fewer folders; else the folders, in the
+        order of their names.
+    per_class : int
+        How many to draw of every class that has pictures.
+    canvas : int
+        Side in pixels.
+    seed : int
+        Of the draw.
+    labels : path, optional
+        CSV with a heading: file below `path`, class. By default the folder that a picture is in is its class.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If it has no pictures, or of one class only, or of a class too few; if some classes are ImageNet's
+        and others aren't; or if pictures can't be read: the message says how many, and names the first.
+    TypeError
+        If a number is not a whole one.
+    """
+    check_whole(per_class=per_class, canvas=canvas)
+    check_whole(least=0, seed=seed)
+    listed = _listed(Path(path), labels)
+    classes = _classes_of(listed["label"])
+    counts = listed["label"].value_counts()
+    if (few := counts[counts < per_class]).size:
+        raise ValueError(f"class {few.index[0]!r} has {few.iloc[0]} pictures, {per_class} were asked for")
+    drawn = listed.groupby("label").sample(per_class, random_state=seed).sort_index()
+    read = partial(_read_picture, canvas=canvas)
+    show = dict(desc="pictures", disable=not progress, leave=False)
+    pixels = thread_map(read, [Path(path) / file for file in drawn["file"]], **show)
+    if broken := [found for found in pixels if isinstance(found, str)]:
+        raise ValueError(f"{len(broken)} of {len(pixels)} pictures can't be read, the first is {broken[0]}")
+    numbers = torch.tensor([classes.index(label) for label in drawn["label"]])
+    named = f"{Path(path).name}, {canvas} pixels"
+    return ImageSet(torch.stack(pixels).div(255), numbers, tuple(drawn["file"]), classes, named)
+
+
+def _listed(folder: Path, labels: str | Path | None) -> pd.DataFrame:
+    """List the pictures of a folder in the order of their names: file, as from there, and label."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    if labels is not None:
+        listed = pd.read_csv(labels, dtype=str).iloc[:, :2].set_axis(["file", "label"], axis=1)
+    elif any(child.is_dir() for child in folder.iterdir()):
+        found = ImageFolder(folder, allow_empty=True)
+        files = [Path(file).relative_to(folder).as_posix() for file, _ in found.samples]
+        listed = pd.DataFrame({"file": files, "label": [found.classes[label] for label in found.targets]})
+    else:
+        listed = pd.DataFrame()
+    if listed.empty:
+        raise ValueError(f"no pictures in {folder}: expected a folder for every class, with pictures in it")
+    return listed.sort_values("file", ignore_index=True)
+
+
+def _classes_of(labels: "pd.Series[str]") -> tuple[str, ...]:
+    """Return the classes that a network tells to which some labels belong."""
+    there, synsets = sorted(labels.unique()), ImageNetInfo().label_names()
+    if there[1:] == []:
+        raise ValueError(f"all {len(labels)} pictures are of one class, {there[0]!r}: expected several")
+    foreign = [label for label in there if label not in synsets]
+    if 0 < len(foreign) < len(there):
+        raise ValueError(
+            f"{len(foreign)} of {len(there)} classes are none of ImageNet's 1,000, such as {foreign[0]!r}: "
+            "leave them out"
+        )
+    return tuple(there if foreign else synsets)
+
+
+def _read_picture(path: Path, *, canvas: int) -> Tensor | str:
+    """Read the middle of a picture as 8-bit values (3, canvas, canvas), or say why it can't be read."""
+    cut = v2.Compose([v2.Resize(round(canvas / 0.875), v2.InterpolationMode.BICUBIC), v2.CenterCrop(canvas)])
+    try:
+        with Image.open(path) as picture:
+            if picture.mode[0] in "IF":  # which Pillow would cut off at 255
+                raise ValueError("16 bits or more a pixel, save it with 8")
+            return v2.functional.pil_to_tensor(cut(ImageOps.exif_transpose(picture).convert("RGB")))
+    except Exception as error:  # whatever a decoder raises
+        return f"{path} ({error})"
