@@ -81,16 +81,12 @@ def train(names: Names = None, workers: Workers = 1, scheduler: Scheduler = None
 def transfer(
     names: Names = None,
     out: StudyFolder = Path("runs/study"),
-    zoo: Annotated[
-        str, Option(help="`fashion69`, or `imagenet69`: `names` are any of timm's.")
-    ] = "fashion69",
+    zoo: Annotated[str, Option(help="`fashion69`, or `imagenet69`: any of timm's.")] = "fashion69",
     weights: Annotated[Path | None, Option(help="Folder of NAME.safetensors. Default: timm's hub.")] = None,
     images: Annotated[str, Option(help="How many test images, or `imagefolder:PATH`.")] = "1000",
     per_class: Annotated[int, Option(help="Pictures of every class in that folder.")] = 5,
     image_seed: Annotated[int, Option(min=0, help="Seed of the draw of images.")] = 0,
-    eps: Annotated[
-        float | None, Option(help="Largest change of a pixel, in 1/255. Default: 18, or 8.")
-    ] = None,
+    eps: Annotated[float | None, Option(help="Largest change of a pixel, in 1/255 (18, or 8).")] = None,
     steps: Annotated[int, Option(min=1, help="Gradient steps.")] = 50,
     step_size: Annotated[float, Option(help="Change of a pixel in one step, in 1/255.")] = 2,
     seed: Annotated[int, Option(min=0, help="Seed of the attack's random start.")] = 0,
@@ -118,28 +114,24 @@ def transfer(
     run = partial(ms.transfer, fold=fold, perturbations=perturbations, workers=workers, scheduler=scheduler)
     check_number(most=127, eps=eps)
     check_number(step_size=step_size)
-    shown = _images(images, per_class, image_seed, of_fashion=zoo == "fashion69")
-    networks = (
-        ms.pretrained(names or zoo, weights) if zoo == "imagenet69" else ms.load_zoo(zoo, names=names or None)
-    )
+    networks, shown = _given(zoo, names, weights, images, per_class, image_seed)
     test = ms.fashion_mnist("test") if probabilities and zoo == "fashion69" else None
     run(networks, shown, attack, out, test_images=test)
     return f"the study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}"
 
 
-def _images(given: str, per_class: int, seed: int, *, of_fashion: bool) -> ms.ImageSet:
-    """Draw the images that `--images` asks for, of the kind that the zoo knows."""
-    kind, _, path = given.partition(":")
-    if of_fashion and given.isdecimal():
-        return ms.fashion_mnist("test", n=int(given), seed=seed)
-    if not of_fashion and kind == "imagefolder" and path:
-        return ms.image_folder(path, per_class=per_class, seed=seed)
-    expected = (
-        "the number of images with --zoo fashion69"
-        if of_fashion
-        else "imagefolder:PATH with --zoo imagenet69"
-    )
-    raise ValueError(f"--images must be {expected}, got {given!r}")
+def _given(
+    zoo: str, names: Strings, weights: Path | None, images: str, per_class: int, seed: int
+) -> tuple[ms.Zoo, ms.ImageSet]:
+    """Return the networks that are asked for and images of the kind that they know."""
+    path, of_folder = images.removeprefix("imagefolder:"), images.startswith("imagefolder:")
+    if of_folder != (zoo == "imagenet69") or not (of_folder or images.isdecimal()):
+        expected = "imagefolder:PATH with --zoo imagenet69, else a number"
+        raise ValueError(f"--images must be {expected}, got {images!r} with --zoo {zoo}")
+    if of_folder:
+        networks = ms.pretrained(names or zoo, weights)
+        return networks, ms.image_folder(path, per_class=per_class, seed=seed)
+    return ms.load_zoo(zoo, names=names or None), ms.fashion_mnist("test", n=int(images), seed=seed)
 
 
 @app.command()

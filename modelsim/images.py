@@ -14,7 +14,6 @@ from sys import float_info
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -230,14 +229,19 @@ class ImageSet:
         each, rest = divmod(n, len(self.classes))
         if rest:
             raise ValueError(f"n must be a positive multiple of the {len(self.classes)} classes, got {n}")
-        random = np.random.default_rng(seed)
-        chosen = []
-        for label, class_name in enumerate(self.classes):
-            members = np.flatnonzero(self.labels.numpy() == label)
-            if len(members) < each:
-                raise ValueError(f"class {class_name!r} has {len(members)} images, {each} were asked for")
-            chosen.append(random.choice(members, size=each, replace=False))
-        return self[np.sort(np.concatenate(chosen))]
+        return self[_draw(self.labels.numpy(), self.classes, each, seed)]
+
+
+def _draw(labels: NDArray[np.int64], classes: Sequence[str], each: int, seed: int) -> NDArray[np.int64]:
+    """Draw positions of `each` images of every class; return them sorted."""
+    random = np.random.default_rng(seed)
+    chosen = []
+    for label, class_name in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        if len(members) < each:
+            raise ValueError(f"class {class_name!r} has {len(members)} images, {each} were asked for")
+        chosen.append(random.choice(members, size=each, replace=False))
+    return np.sort(np.concatenate(chosen))
 
 
 def _read_idx(path: Path, *, header: int) -> NDArray[np.uint8]:
@@ -284,13 +288,7 @@ def fashion_mnist(split: str = "test", *, n: int | None = None, seed: int = 0) -
 
 
 def image_folder(
-    path: str | Path,
-    *,
-    per_class: int = 5,
-    canvas: int = 224,
-    seed: int = 0,
-    labels: str | Path | None = None,
-    progress: bool = True,
+    path: str | Path, *, per_class: int = 5, canvas: int = 224, seed: int = 0, progress: bool = True
 ) -> ImageSet:
     """Draw pictures of a folder, the same number of every class there, cut to squares of one size.
 
@@ -300,7 +298,6 @@ def image_folder(
     Examples
     --------
     >>> images = image_folder("imagenet/val", per_class=5)
-    >>> images = image_folder("pictures", labels="pictures/labels.csv", per_class=1)
 
     Parameters
     ----------
@@ -309,82 +306,58 @@ def image_folder(
         are ImageNet's 1,000 in timm's order, also where there are fewer folders; else the folders, in the
         order of their names.
     per_class : int
-        How many to draw of every class that has pictures.
+        How many to draw of every folder.
     canvas : int
         Side in pixels.
     seed : int
         Of the draw.
-    labels : path, optional
-        CSV with a heading: file below `path`, class. By default the folder that a picture is in is its class.
     progress : bool
         Show a progress bar.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If there is no such folder, or none in it.
     ValueError
-        If it has no pictures, or of one class only, or of a class too few; if some classes are ImageNet's
-        and others aren't; or if pictures can't be read: the message says how many, and names the first.
+        If it has one class only, or too few pictures of a class; if some classes are ImageNet's and others
+        aren't; or if pictures can't be read: the message says how many, and names the first.
     TypeError
         If a number is not a whole one.
     """
     check_whole(per_class=per_class, canvas=canvas)
     check_whole(least=0, seed=seed)
-    listed = _listed(Path(path), labels)
-    classes = _classes_of(listed["label"])
-    counts = listed["label"].value_counts()
-    if (few := counts[counts < per_class]).size:
-        raise ValueError(f"class {few.index[0]!r} has {few.iloc[0]} pictures, {per_class} were asked for")
-    drawn = listed.groupby("label").sample(per_class, random_state=seed).sort_index()
-    read = partial(_read_picture, canvas=canvas)
-    show = dict(desc="pictures", disable=not progress, leave=False)
-    pixels = thread_map(read, [Path(path) / file for file in drawn["file"]], **show)
-    if broken := [found for found in pixels if isinstance(found, str)]:
-        raise ValueError(f"{len(broken)} of {len(pixels)} pictures can't be read, the first is {broken[0]}")
-    numbers = torch.tensor([classes.index(label) for label in drawn["label"]])
-    named = f"{Path(path).name}, {canvas} pixels"
-    return ImageSet(torch.stack(pixels).div(255), numbers, tuple(drawn["file"]), classes, named)
-
-
-def _listed(folder: Path, labels: str | Path | None) -> pd.DataFrame:
-    """List the pictures of a folder in the order of their names: file, as from there, and label."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
-    if labels is not None:
-        listed = pd.read_csv(labels, dtype=str).iloc[:, :2].set_axis(["file", "label"], axis=1)
-    elif any(child.is_dir() for child in folder.iterdir()):
-        found = ImageFolder(folder, allow_empty=True)
-        files = [Path(file).relative_to(folder).as_posix() for file, _ in found.samples]
-        listed = pd.DataFrame({"file": files, "label": [found.classes[label] for label in found.targets]})
-    else:
-        listed = pd.DataFrame()
-    if listed.empty:
-        raise ValueError(f"no pictures in {folder}: expected a folder for every class, with pictures in it")
-    return listed.sort_values("file", ignore_index=True)
-
-
-def _classes_of(labels: "pd.Series[str]") -> tuple[str, ...]:
-    """Return the classes that a network tells to which some labels belong."""
-    there, synsets = sorted(labels.unique()), ImageNetInfo().label_names()
-    if there[1:] == []:
-        raise ValueError(f"all {len(labels)} pictures are of one class, {there[0]!r}: expected several")
-    foreign = [label for label in there if label not in synsets]
-    if 0 < len(foreign) < len(there):
+    found, synsets = ImageFolder(path, allow_empty=True), ImageNetInfo().label_names()
+    if len(found.classes) < 2:
+        raise ValueError(f"{path} has one class, {found.classes[0]!r}: expected a folder for each of several")
+    foreign = [name for name in found.classes if name not in synsets]
+    if 0 < len(foreign) < len(found.classes):
+        some = f"{len(foreign)} of {len(found.classes)} classes"
         raise ValueError(
-            f"{len(foreign)} of {len(there)} classes are none of ImageNet's 1,000, such as {foreign[0]!r}: "
-            "leave them out"
+            f"{some} in {path} are none of ImageNet's 1,000, such as {foreign[0]!r}: leave them out"
         )
-    return tuple(there if foreign else synsets)
+    drawn = [found.samples[place] for place in _draw(np.array(found.targets), found.classes, per_class, seed)]
+    read, show = (
+        partial(_read_picture, canvas=canvas),
+        dict(desc="pictures", disable=not progress, leave=False),
+    )
+    pixels = thread_map(read, [file for file, _ in drawn], **show)
+    if broken := [read for read in pixels if isinstance(read, str)]:
+        raise ValueError(f"{len(broken)} of {len(pixels)} pictures can't be read, the first is {broken[0]}")
+    classes = found.classes if foreign else synsets
+    labels = torch.tensor([classes.index(found.classes[label]) for _, label in drawn])
+    ids = tuple(Path(file).relative_to(path).as_posix() for file, _ in drawn)
+    return ImageSet(
+        torch.stack(pixels) / 255, labels, ids, tuple(classes), f"{Path(path).name}, {canvas} pixels"
+    )
 
 
-def _read_picture(path: Path, *, canvas: int) -> Tensor | str:
+def _read_picture(file: str, *, canvas: int) -> Tensor | str:
     """Read the middle of a picture as 8-bit values (3, canvas, canvas), or say why it can't be read."""
     cut = v2.Compose([v2.Resize(round(canvas / 0.875), v2.InterpolationMode.BICUBIC), v2.CenterCrop(canvas)])
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             if picture.mode[0] in "IF":  # which Pillow would cut off at 255
                 raise ValueError("16 bits or more a pixel, save it with 8")
             return v2.functional.pil_to_tensor(cut(ImageOps.exif_transpose(picture).convert("RGB")))
     except Exception as error:  # whatever a decoder raises
-        return f"{path} ({error})"
+        return f"{file} ({error})"
