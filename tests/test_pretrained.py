@@ -70,7 +70,7 @@ def test_folder_of_synsets_is_told_by_three_networks_and_attacked_by_one_command
     images, zoo = ms.image_folder(some, per_class=1, progress=False), ms.pretrained(LITE, weights)
     assert study["class"].values.tolist() == SYNSETS
     assert study.image.values.tolist() == [*images.ids]
-    assert [SYNSETS[label] for label in study.label] == [name.partition("/")[0] for name in images.ids]
+    assert [SYNSETS[label] for label in study.label.values] == [name.partition("/")[0] for name in images.ids]
     given = dict(images=images, zoo=zoo, attack=attack, device="cpu", progress=False)
     three = ms.compare(zoo[LITE[2]], study, name="newcomer", **given)
     assert (three.clean_prediction == three.label).mean("image").min() >= 0.75
