@@ -45,10 +45,10 @@ __all__ = [
     "Recipe", "Teacher", "Zoo", "accuracy", "adversarial_images", "agreement", "build", "capa", "compare",
     "components", "components_table", "data_directory", "distance", "error_consistency", "fashion_mnist",
     "fgsm", "first_seeds", "fit", "forecast", "gradient_cosine", "image_folder", "interval", "jackknife",
-    "jensen_shannon", "linear_cka", "load_weights", "load_zoo", "main_effects", "measure", "member_sets", "neighbours",
-    "open_study", "pair_features", "pairs", "penultimate_features", "perturbed", "pgd",
+    "jensen_shannon", "linear_cka", "load_weights", "load_zoo", "main_effects", "measure", "member_sets",
+    "neighbours", "open_study", "pair_features", "pairs", "penultimate_features", "perturbed", "pgd",
     "prediction_agreement", "pretrained", "published_components", "published_sat", "read_components",
-    "relations", "relative_sat", "sat", "save_weights", "spectral_clusters", "train", "training_table", "transfer",
-    "transferability", "vote", "white_box_success",
+    "relations", "relative_sat", "sat", "save_weights", "spectral_clusters", "train", "training_table",
+    "transfer", "transferability", "vote", "white_box_success",
 ]
 # fmt: on
