@@ -10,7 +10,7 @@ from modelsim.compare import compare
 from modelsim.components import components, components_table, read_components
 from modelsim.ensembles import member_sets, vote
 from modelsim.forecast import forecast, pair_features
-from modelsim.images import ImageSet, data_directory, fashion_mnist
+from modelsim.images import ImageSet, data_directory, fashion_mnist, image_folder
 from modelsim.measures import (
     capa,
     error_consistency,
@@ -21,6 +21,7 @@ from modelsim.measures import (
     penultimate_features,
     prediction_agreement,
 )
+from modelsim.pretrained import pretrained
 from modelsim.published import PublishedScoresUnavailable, published_components, published_sat
 from modelsim.scores import (
     first_seeds,
@@ -43,11 +44,11 @@ __all__ = [
     "CATALOGUE", "RELATIONS", "Architecture", "Classifier", "ImageSet", "PublishedScoresUnavailable",
     "Recipe", "Teacher", "Zoo", "accuracy", "adversarial_images", "agreement", "build", "capa", "compare",
     "components", "components_table", "data_directory", "distance", "error_consistency", "fashion_mnist",
-    "fgsm", "first_seeds", "fit", "forecast", "gradient_cosine", "interval", "jackknife", "jensen_shannon",
-    "linear_cka", "load_weights", "load_zoo", "main_effects", "measure", "member_sets", "neighbours",
-    "open_study", "pair_features", "pairs", "penultimate_features", "perturbed", "pgd",
-    "prediction_agreement", "published_components", "published_sat", "read_components", "relations",
-    "relative_sat", "sat", "save_weights", "spectral_clusters", "train", "training_table", "transfer",
-    "transferability", "vote", "white_box_success",
+    "fgsm", "first_seeds", "fit", "forecast", "gradient_cosine", "image_folder", "interval", "jackknife",
+    "jensen_shannon", "linear_cka", "load_weights", "load_zoo", "main_effects", "measure", "member_sets",
+    "neighbours", "open_study", "pair_features", "pairs", "penultimate_features", "perturbed", "pgd",
+    "prediction_agreement", "pretrained", "published_components", "published_sat", "read_components",
+    "relations", "relative_sat", "sat", "save_weights", "spectral_clusters", "train", "training_table",
+    "transfer", "transferability", "vote", "white_box_success",
 ]
 # fmt: on

@@ -83,9 +83,12 @@ def train(names: Names = None, workers: Workers = 1, scheduler: Scheduler = None
 def transfer(
     names: Names = None,
     out: StudyFolder = Path("runs/study"),
-    n: Images = 1000,
+    zoo: Annotated[str, Option(help="`fashion69`, or `imagenet69`: any of timm's.")] = "fashion69",
+    weights: Annotated[Path | None, Option(help="Folder of NAME.safetensors. Default: timm's hub.")] = None,
+    images: Annotated[str, Option(help="How many test images, or `imagefolder:PATH`.")] = "1000",
+    per_class: Annotated[int, Option(help="Pictures of every class in that folder.")] = 5,
     image_seed: ImageSeed = 0,
-    eps: Annotated[float, Option(help="Largest change of a pixel, in 1/255.")] = 18,
+    eps: Annotated[float | None, Option(help="Largest change of a pixel, in 1/255 (18, or 8).")] = None,
     steps: Annotated[int, Option(min=1, help="Gradient steps.")] = 50,
     step_size: Annotated[float, Option(help="Change of a pixel in one step, in 1/255.")] = 2,
     seed: Annotated[int, Option(min=0, help="Seed of the attack's random start.")] = 0,
@@ -103,15 +106,34 @@ def transfer(
     `dask worker tcp://10.0.0.1:8786 --nthreads 1 --nworkers 4` with the first one's address, and then
     `python -m modelsim transfer --scheduler tcp://10.0.0.1:8786`.
 
+    On photographs, by networks of timm, with the paper's epsilon of 8/255:
+    `python -m modelsim transfer --zoo imagenet69 --images imagefolder:PATH --per-class 5 --out DIR`
+
     Without a word on `fold` or `perturbations` it is as in the study that is there, else yes.
     """
+    eps = eps if eps is not None else 18 if zoo == "fashion69" else 8
     attack = partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
     run = partial(ms.transfer, fold=fold, perturbations=perturbations, workers=workers, scheduler=scheduler)
     check_number(most=127, eps=eps)
     check_number(step_size=step_size)
-    images, zoo = ms.fashion_mnist("test", n=n, seed=image_seed), ms.load_zoo(names=names or None)
-    run(zoo, images, attack, out, test_images=ms.fashion_mnist("test") if probabilities else None)
+    networks, shown = _given(zoo, names, weights, images, per_class, image_seed)
+    test = ms.fashion_mnist("test") if probabilities and zoo == "fashion69" else None
+    run(networks, shown, attack, out, test_images=test)
     return f"the study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}"
+
+
+def _given(
+    zoo: str, names: Strings, weights: Path | None, images: str, per_class: int, seed: int
+) -> tuple[ms.Zoo, ms.ImageSet]:
+    """Return the networks that are asked for and images of the kind that they know."""
+    path, of_folder = images.removeprefix("imagefolder:"), images.startswith("imagefolder:")
+    if of_folder != (zoo == "imagenet69") or not (of_folder or images.isdecimal()):
+        expected = "imagefolder:PATH with --zoo imagenet69, else a number"
+        raise ValueError(f"--images must be {expected}, got {images!r} with --zoo {zoo}")
+    if of_folder:
+        networks = ms.pretrained(names or zoo, weights)
+        return networks, ms.image_folder(path, per_class=per_class, seed=seed)
+    return ms.load_zoo(zoo, names=names or None), ms.fashion_mnist("test", n=int(images), seed=seed)
 
 
 @app.command()

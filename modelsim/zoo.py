@@ -226,12 +226,13 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def in_half_precision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights as they are stored."""
-    return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
+    """Return weights as they are stored: floats that are too large for half precision stay as they are."""
+    halved = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+    return {k: (v if v.isfinite().all() else weights[k]).contiguous() for k, v in halved.items()}
 
 
 def save_weights(classifier: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the weights in half precision, with `metadata`; either the whole file appears or none.
+    """Write the weights, in half precision where they fit, with `metadata`; the whole file appears or none.
 
     Examples
     --------
@@ -240,12 +241,12 @@ def save_weights(classifier: nn.Module, path: str | Path, metadata: Mapping[str,
     Raises
     ------
     ValueError
-        If a weight is too large for half precision or not finite.
+        If a weight is not finite.
     """
     path, weights = Path(path), in_half_precision(classifier.state_dict())
     for key, value in weights.items():
         if not torch.isfinite(value).all():
-            raise ValueError(f"{key} does not fit into half precision: {path} is not written")
+            raise ValueError(f"{key} is not finite: {path} is not written")
     partial_path = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(weights, partial_path, {**(metadata or {}), "sha256": _digest(weights)})

@@ -26,6 +26,7 @@ NOT_RUN = {
     r"modelsim (train|distill)\b": "trains, for minutes or hours",
     r"\bms\.fit\(ms\.build\(": "trains six networks, for minutes",
     r"modelsim transfer [^\n]*\$": "attacks with many settings or many networks, for minutes or hours",
+    r"imagefolder:": "needs ImageNet, and a GPU",
     r"for s in 1 2; do": "attacks twice and predicts all test images, for minutes",
     r"data/\w+/make\.py": "trains and attacks, for hours",
     r"bench_attacks\.py": "takes times, for ten minutes",
