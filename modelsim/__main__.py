@@ -21,6 +21,7 @@ import modelsim as ms
 from modelsim import distillation
 from modelsim.catalogue import CATALOGUE
 from modelsim.images import check_number
+from modelsim.pretrained import expected_accuracy
 from modelsim.scores import Measure
 from modelsim.training import Kind, train_zoo
 from modelsim.zoo import naming, split_model_name, unknown_name_message
@@ -87,6 +88,8 @@ def transfer(
     weights: Annotated[Path | None, Option(help="Folder of NAME.safetensors. Default: timm's hub.")] = None,
     images: Annotated[str, Option(help="How many test images, or `imagefolder:PATH`.")] = "1000",
     per_class: Annotated[int, Option(help="Pictures of every class in that folder.")] = 5,
+    labels: Annotated[Path | None, Option(help="Table (CSV) of files in that folder and classes.")] = None,
+    expect: Annotated[Path | None, Option(help="Table (CSV) of `model` and `top1`, as of timm.")] = None,
     image_seed: ImageSeed = 0,
     eps: Annotated[float | None, Option(help="Largest change of a pixel, in 1/255 (18, or 8).")] = None,
     steps: Annotated[int, Option(min=1, help="Gradient steps.")] = 50,
@@ -108,6 +111,7 @@ def transfer(
 
     On photographs, by networks of timm, with the paper's epsilon of 8/255:
     `python -m modelsim transfer --zoo imagenet69 --images imagefolder:PATH --per-class 5 --out DIR`
+    A network that is much less accurate than its peers, or than `--expect` says, stops the run.
 
     Without a word on `fold` or `perturbations` it is as in the study that is there, else yes.
     """
@@ -116,23 +120,23 @@ def transfer(
     run = partial(ms.transfer, fold=fold, perturbations=perturbations, workers=workers, scheduler=scheduler)
     check_number(most=127, eps=eps)
     check_number(step_size=step_size)
-    networks, shown = _given(zoo, names, weights, images, per_class, image_seed)
+    networks, shown = _given(zoo, names, weights, images, image_seed, per_class=per_class, labels=labels)
+    expected = expected_accuracy(expect, networks) if expect else {} if zoo == "imagenet69" else None
     test = ms.fashion_mnist("test") if probabilities and zoo == "fashion69" else None
-    run(networks, shown, attack, out, test_images=test)
+    run(networks, shown, attack, out, test_images=test, expected_accuracy=expected)
     return f"the study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}"
 
 
 def _given(
-    zoo: str, names: Strings, weights: Path | None, images: str, per_class: int, seed: int
+    zoo: str, names: Strings, weights: Path | None, images: str, seed: int, **of_folder: Any
 ) -> tuple[ms.Zoo, ms.ImageSet]:
     """Return the networks that are asked for and images of the kind that they know."""
-    path, of_folder = images.removeprefix("imagefolder:"), images.startswith("imagefolder:")
-    if of_folder != (zoo == "imagenet69") or not (of_folder or images.isdecimal()):
+    path, in_folder = images.removeprefix("imagefolder:"), images.startswith("imagefolder:")
+    if in_folder != (zoo == "imagenet69") or not (in_folder or images.isdecimal()):
         expected = "imagefolder:PATH with --zoo imagenet69, else a number"
         raise ValueError(f"--images must be {expected}, got {images!r} with --zoo {zoo}")
-    if of_folder:
-        networks = ms.pretrained(names or zoo, weights)
-        return networks, ms.image_folder(path, per_class=per_class, seed=seed)
+    if in_folder:
+        return ms.pretrained(names or zoo, weights), ms.image_folder(path, seed=seed, **of_folder)
     return ms.load_zoo(zoo, names=names or None), ms.fashion_mnist("test", n=int(images), seed=seed)
 
 

@@ -5,15 +5,17 @@ import hashlib
 import os
 import shlex
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from numbers import Integral, Real
 from pathlib import Path
 from sys import float_info
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -288,7 +290,13 @@ def fashion_mnist(split: str = "test", *, n: int | None = None, seed: int = 0) -
 
 
 def image_folder(
-    path: str | Path, *, per_class: int = 5, canvas: int = 224, seed: int = 0, progress: bool = True
+    path: str | Path,
+    *,
+    per_class: int = 5,
+    canvas: int = 224,
+    labels: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
 ) -> ImageSet:
     """Draw pictures of a folder, the same number of every class there, cut to squares of one size.
 
@@ -298,17 +306,24 @@ def image_folder(
     Examples
     --------
     >>> images = image_folder("imagenet/val", per_class=5)
+    >>> images = image_folder("imagenet/flat", labels="LOC_val_solution.csv")
+    >>> images = image_folder("imagenet/val-{000000..000063}.tar")
 
     Parameters
     ----------
     path : path
-        Folder of folders, one a class. If their names are synsets of ImageNet (`n01440764`), the classes
-        are ImageNet's 1,000 in timm's order, also where there are fewer folders; else the folders, in the
-        order of their names.
+        Folder of folders, one a class; or, with `labels`, a folder of pictures; or shards of webdataset, of
+        samples with a picture (`jpg`, `jpeg`, `png` or `webp`) and its class (`cls`). If the classes are
+        synsets of ImageNet (`n01440764`), they are its 1,000 in timm's order, also where there are fewer;
+        else those there, in the order of their names.
     per_class : int
-        How many to draw of every folder.
+        How many to draw of every class there.
     canvas : int
         Side in pixels.
+    labels : path, optional
+        Table (CSV with a line of titles) of names of files, with a suffix or without, and classes. Of a class
+        only the synset counts that it begins with. Here and in shards whole numbers are places among the
+        synsets.
     seed : int
         Of the draw.
     progress : bool
@@ -316,42 +331,102 @@ def image_folder(
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such folder, or none in it.
+    OSError
+        If there is no such folder, table or shard, or no folder in the folder.
     ValueError
         If it has one class only, or too few pictures of a class; if some classes are ImageNet's and others
-        aren't; or if pictures can't be read: the message says how many, and names the first.
+        aren't; if files of the table are missing, or a sample has no picture or class; or if pictures can't
+        be read: the message says how many, and names the first.
     TypeError
         If a number is not a whole one.
+    ModuleNotFoundError
+        If there are shards, but webdataset is not installed.
     """
     check_whole(per_class=per_class, canvas=canvas)
     check_whole(least=0, seed=seed)
-    found, synsets = ImageFolder(path, allow_empty=True), ImageNetInfo().label_names()
-    if len(found.classes) < 2:
-        raise ValueError(f"{path} has one class, {found.classes[0]!r}: expected a folder for each of several")
-    foreign = [name for name in found.classes if name not in synsets]
-    if 0 < len(foreign) < len(found.classes):
-        some = f"{len(foreign)} of {len(found.classes)} classes"
-        raise ValueError(
-            f"{some} in {path} are none of ImageNet's 1,000, such as {foreign[0]!r}: leave them out"
-        )
-    drawn = [found.samples[place] for place in _draw(np.array(found.targets), found.classes, per_class, seed)]
-    read, show = (
-        partial(_read_picture, canvas=canvas),
-        dict(desc="pictures", disable=not progress, leave=False),
-    )
-    pixels = thread_map(read, [file for file, _ in drawn], **show)
+    shards = str(path).endswith(".tar")
+    told = _of_shards(path) if shards else _of_table(path, labels) if labels else _of_folders(path)
+    known, synsets = list(told.cat.categories), ImageNetInfo().label_names()
+    if len(known) < 2:
+        raise ValueError(f"{path} has one class, {known[0]!r}: expected a folder for each of several")
+    if 0 < len(foreign := [name for name in known if name not in synsets]) < len(known):
+        some = f"{len(foreign)} of {len(known)} classes in {path}"
+        raise ValueError(f"{some} are none of ImageNet's 1,000, such as {foreign[0]!r}: leave them out")
+    drawn = told.iloc[_draw(told.cat.codes.to_numpy(), known, per_class, seed)]
+    files = _in_shards(path, drawn.index) if shards else [Path(path, name) for name in drawn.index]
+    bar: dict[str, Any] = dict(desc="pictures", disable=not progress, leave=False)
+    pixels = thread_map(partial(_read_picture, canvas=canvas), files, drawn.index, **bar)
     if broken := [read for read in pixels if isinstance(read, str)]:
         raise ValueError(f"{len(broken)} of {len(pixels)} pictures can't be read, the first is {broken[0]}")
-    classes = found.classes if foreign else synsets
-    labels = torch.tensor([classes.index(found.classes[label]) for _, label in drawn])
-    ids = tuple(Path(file).relative_to(path).as_posix() for file, _ in drawn)
-    return ImageSet(
-        torch.stack(pixels) / 255, labels, ids, tuple(classes), f"{Path(path).name}, {canvas} pixels"
-    )
+    classes = known if foreign else synsets
+    places = torch.tensor([classes.index(name) for name in drawn])
+    name = f"{Path(path).name}, {canvas} pixels"
+    return ImageSet(torch.stack(pixels) / 255, places, tuple(drawn.index), tuple(classes), name)
 
 
-def _read_picture(file: str, *, canvas: int) -> Tensor | str:
+def _of_folders(path: str | Path) -> pd.Series:
+    """Return the class of every picture, its folder's name, by its path, as a category."""
+    found = ImageFolder(path, allow_empty=True)
+    ids = [Path(file).relative_to(path).as_posix() for file in next(zip(*found.samples, strict=True), ())]
+    return pd.Series(pd.Categorical.from_codes(found.targets, found.classes), ids)
+
+
+def _of_table(path: str | Path, labels: str | Path) -> pd.Series:
+    """Return the class of every picture of a table, by its path in the folder, as a category."""
+    table = pd.read_csv(labels, dtype=str, usecols=[0, 1]).dropna()
+    names, classes = table.iloc[:, 0].tolist(), table.iloc[:, 1].tolist()
+    files = [file.relative_to(path) for file in sorted(Path(path).rglob("*")) if file.is_file()]
+    known = {key: file.as_posix() for file in files for key in (file.stem, file.name, file.as_posix())}
+    if missing := [name for name in names if name not in known]:
+        some = f"{len(missing)} of {len(names)} files of {labels}"
+        raise ValueError(f"{some} are not in the folder {path}, the first is {missing[0]}")
+    return _by_synset(dict(zip((known[name] for name in names), classes, strict=True)))
+
+
+def _of_shards(path: str | Path) -> pd.Series:
+    """Return the class of every sample, by its key, as a category."""
+    return _by_synset({key: name for key, name, _ in _samples(path)})
+
+
+def _in_shards(path: str | Path, keys: Collection[str]) -> list[BytesIO]:
+    """Return the files of pictures, in the order of the shards."""
+    return [BytesIO(content) for key, _, content in _samples(path) if key in keys]
+
+
+def _samples(path: str | Path) -> Iterator[tuple[str, str, bytes]]:
+    """Yield key, class and file of every picture in shards."""
+    try:
+        from braceexpand import braceexpand
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+    except ModuleNotFoundError as error:
+        error.msg = "shards need a further package: pip install webdataset"
+        raise
+    for shard in braceexpand(str(path)):
+        with Path(shard).open("rb") as stream:
+            files = tar_file_expander([{"url": shard, "stream": stream}])
+            yield from map(partial(_sample, shard), group_by_keys(files))
+
+
+def _sample(shard: str, parts: Mapping[str, Any]) -> tuple[str, str, bytes]:
+    content = next((parts[kind] for kind in ("jpg", "jpeg", "png", "webp") if kind in parts), None)
+    if content is None or "cls" not in parts:
+        there = [name for name in parts if not name.startswith("__")]
+        raise ValueError(f"sample {parts['__key__']} of {shard} has {there}, expected jpg and cls")
+    return parts["__key__"], parts["cls"].decode().strip(), content
+
+
+def _by_synset(told: Mapping[str, str]) -> pd.Series:
+    """Return classes as a category, by the name of the picture, with the synsets for numbers."""
+    synsets = ImageNetInfo().label_names()
+    if all(name.isdecimal() for name in told.values()):
+        if most := [name for name in told.values() if int(name) >= len(synsets)]:
+            raise ValueError(f"ImageNet's classes are numbered 0 to {len(synsets) - 1}, got {most[0]}")
+        told = {picture: synsets[int(name)] for picture, name in told.items()}
+    first = {name: name.split()[0] if name.split()[0] in synsets else name for name in {*told.values()}}
+    return pd.Series(told, dtype=str).map(first).astype("category")
+
+
+def _read_picture(file: Path | BytesIO, name: str, *, canvas: int) -> Tensor | str:
     """Read the middle of a picture as 8-bit values (3, canvas, canvas), or say why it can't be read."""
     cut = v2.Compose([v2.Resize(round(canvas / 0.875), v2.InterpolationMode.BICUBIC), v2.CenterCrop(canvas)])
     try:
@@ -360,4 +435,4 @@ def _read_picture(file: str, *, canvas: int) -> Tensor | str:
                 raise ValueError("16 bits or more a pixel, save it with 8")
             return v2.functional.pil_to_tensor(cut(ImageOps.exif_transpose(picture).convert("RGB")))
     except Exception as error:  # whatever a decoder raises
-        return f"{file} ({error})"
+        return f"{name} ({error})"

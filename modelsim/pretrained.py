@@ -1,10 +1,11 @@
 """Networks of timm with the weights that were trained for them, on ImageNet or elsewhere."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import timm
 import torch
 from timm.data import resolve_model_data_config
@@ -78,6 +79,41 @@ def pretrained(names: str | Sequence[str], weights: str | Path | None = None) ->
         stand_in = "timm no longer has the paper's gluon_xception65: xception65.tf_in1k stands in for it"
         warnings.warn(stand_in, stacklevel=2)
     return zoo
+
+
+def expected_accuracy(path: str | Path, names: Iterable[str]) -> dict[str, float]:
+    """Read the top-1 accuracy, 0 … 1, of networks in a table such as timm's own results.
+
+    Examples
+    --------
+    >>> expected_accuracy("results-imagenet.csv", ["resnet50"])
+
+    Parameters
+    ----------
+    path : path
+        CSV with the columns `model`, a name with or without the tag of its weights, and `top1`, in per cent.
+    names : iterable of str
+        As given to `pretrained`; those that aren't in the table are left out.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there is no such table, it has other columns, or none of the names.
+    """
+    table = pd.read_csv(path)
+    if missing := {"model", "top1"} - {*table}:
+        raise ValueError(f"{path} has no column {sorted(missing)[0]!r}, as timm's tables of results have")
+    top1 = table.drop_duplicates("model").set_index("model").top1 / 100
+    found = {name: top1[key] for name in names for key in (_tagged(name), name) if key in top1.index}
+    if not found:
+        raise ValueError(f"{path} has none of the networks {', '.join(names)}")
+    return found
+
+
+def _tagged(name: str) -> str:
+    """Return the name with the tag of the weights that it stands for."""
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) and "." not in name else None
+    return _PAPERS.get(name, f"{name}.{known.tag}" if known and known.tag else name)
 
 
 def _expanded(name: str, folder: Path | None) -> Sequence[str]:

@@ -16,6 +16,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from numpy.typing import NDArray
@@ -51,6 +52,10 @@ _ASKED_AGAIN = 60
 
 _UNSTEADY = 0.02
 """Share of their answers that may differ, by rounding."""
+
+
+_ENOUGH = 500
+"""Images on which an accuracy is known well enough to stop a run."""
 
 
 @dataclass(eq=False)
@@ -200,6 +205,7 @@ class _Work:
     store: Store
     engine: Engine
     test_images: ImageSet | None
+    expected_accuracy: Mapping[str, float] | None
     attacked: Callable[[], object] = int
 
 
@@ -216,6 +222,7 @@ def transfer(
     scheduler: str | None = None,
     fold: bool | None = None,
     perturbations: bool | None = None,
+    expected_accuracy: Mapping[str, float] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Attack every classifier of `zoo` and show the adversarial images to all of them.
@@ -269,6 +276,10 @@ def transfer(
         Keep the change of every pixel, so that adversarial images can be rebuilt. Without, a source that
         is half done is attacked anew when the run goes on, and so is every source when the study is
         extended; `compare` refuses the study. By default as in the study that is there, else yes.
+    expected_accuracy : mapping, optional
+        Accuracy on clean images, 0 … 1, of those models of which it is known. With it, empty too, a model
+        stops the run before any attack if on 500 images or more it is 10 points less accurate, or less than
+        half as accurate as the median of its peers.
     progress : bool
         Show a progress bar.
 
@@ -288,11 +299,11 @@ def transfer(
     ValueError
         If the zoo is empty, a classifier misbehaves (raises, returns another shape, NaN, infinity, or
         another number of classes than its peers; tells an image otherwise when it is asked again or in
-        other company), the attack leaves the canvas or its `eps`, or can't be recorded, or `out` holds a
-        study with other settings or other networks: the message names the difference. What was finished
-        before stays on disk. Also if `test_images` has other classes than `images`, `workers` is less than
-        1 or given beside `scheduler`, or a worker of the scheduler has several threads or another
-        environment.
+        other company; is less accurate than expected), the attack leaves the canvas or its `eps`, or can't
+        be recorded, or `out` holds a study with other settings or other networks: the message names the
+        difference. What was finished before stays on disk. Also if `test_images` has other classes than
+        `images`, `workers` is less than 1 or given beside `scheduler`, or a worker of the scheduler has
+        several threads or another environment.
     TypeError
         If the zoo, the images, a name or a classifier isn't one, or there are several workers and the zoo or
         the attack can't be pickled.
@@ -313,7 +324,8 @@ def transfer(
     fold = stored.get("fold", True) if fold is None else fold
     engine = Engine(zoo, images, attack, batch_size, device or default_device(), fold)
     settings = _settings(engine, test_images) | {"perturbations": kept}
-    study = _made(_Work(Store(path, settings), engine, test_images), workers, scheduler, progress=progress)
+    work = _Work(Store(path, settings), engine, test_images, expected_accuracy)
+    study = _made(work, workers, scheduler, progress=progress)
     for concern in concerns(study, list(zoo)):
         warnings.warn(concern, stacklevel=2)
     return study
@@ -327,6 +339,8 @@ def _made(work: _Work, workers: int, scheduler: str | None, *, progress: bool) -
         store.check_settings()
         names = tqdm(engine.zoo, desc="clean images", disable=not progress, leave=False)
         clean = {name: engine.first_predictions(name) for name in names}
+        if work.expected_accuracy is not None and len(engine.images) >= _ENOUGH:
+            _check_accuracy(clean, engine.images.labels.numpy(), work.expected_accuracy)
     with sole_writer(folder):
         missing = store.prepare(clean, engine.images, work.test_images)
         _finish(work, missing, workers, scheduler, progress=progress)
@@ -352,6 +366,26 @@ def _check_input(
     check_whole(batch_size=batch_size)
     if test_images is not None and test_images.classes != images.classes:
         raise ValueError(f"the test images have classes {test_images.classes}, the images {images.classes}")
+
+
+def _check_accuracy(
+    clean: Mapping[str, NDArray[np.int16]], labels: NDArray[np.int64], expected: Mapping[str, float]
+) -> None:
+    """Raise if a model is much less accurate on clean images than it should be."""
+    found = pd.Series({name: (told == labels).mean() for name, told in clean.items()})
+    for name, accuracy in found.items():
+        peers = found.drop(name).median() if len(found) > 1 else 0
+        bounds = {
+            "10 points less than expected": expected.get(str(name), 0) - 0.1,
+            "half of its peers'": peers / 2,
+        }
+        for what, least in bounds.items():
+            if accuracy < least:
+                raise ValueError(
+                    f"model {name!r} is right on {accuracy:.1%} of {len(labels)} clean images, below "
+                    f"{least:.1%} ({what}): look at the order of its classes, the mean and deviation of its "
+                    "inputs, and whether the canvas is as large as its input"
+                )
 
 
 def _finish(

@@ -1,5 +1,6 @@
 """Pictures of a folder, and networks of timm with weights that were trained on ImageNet."""
 
+import io
 import json
 import shutil
 import warnings
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 import modelsim as ms
 from modelsim.__main__ import app
-from modelsim.pretrained import _PAPERS
+from modelsim.pretrained import _PAPERS, expected_accuracy
 
 LITE = [f"tf_efficientnet_lite{i}" for i in range(3)]
 SYNSETS = ImageNetInfo().label_names()
@@ -185,6 +186,96 @@ def test_draw_is_balanced_repeatable_and_of_the_seed(tmp_path):
     assert [name[0] for name in draws[2]] == ["a"] * 4 + ["b"] * 4
 
 
+def flat(folder, *classes):
+    """Four pictures a class, all in one folder; return the classes by file."""
+    pictures(folder, "one", "other", n=4)
+    files = sorted(folder.rglob("*.png"))
+    return dict(zip(files, [name for name in classes for _ in range(4)], strict=True))
+
+
+BOX = "10 20 30 40"
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (("zebra finch", "ant"), ("ant", "zebra finch")),
+        ((f"{SYNSETS[7]} {BOX} {SYNSETS[7]} {BOX}", SYNSETS[3]), tuple(SYNSETS)),
+        (("7", "3"), tuple(SYNSETS)),
+    ],
+)
+@pytest.mark.parametrize("named", ["name", "stem", "path"])
+def test_table_of_labels_is_read_like_folders(classes, expected, named, tmp_path):
+    told = flat(tmp_path / "all", *classes)
+    for i, file in enumerate(told):
+        file.rename(file.with_name(f"{i}{file.suffix}"))
+    names = [f"{file.parent.name}/{i}.png" for i, file in enumerate(told)]
+    shown = {"name": lambda n: Path(n).name, "stem": lambda n: Path(n).stem, "path": str}[named]
+    lines = ["ImageId,PredictionString", *map(",".join, zip(map(shown, names), told.values(), strict=True))]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    images = ms.image_folder(
+        tmp_path / "all", labels=tmp_path / "labels.csv", per_class=2, canvas=8, progress=False
+    )
+    assert images.classes == expected
+    of_first = [name.startswith("one/") for name in images.ids]
+    numbers = (7, 3) if expected == tuple(SYNSETS) else (1, 0)
+    assert images.labels.tolist() == [numbers[0] if first else numbers[1] for first in of_first]
+    as_folders = ms.image_folder(tmp_path / "all", per_class=4, canvas=8, progress=False)
+    places = [as_folders.ids.index(name) for name in images.ids]
+    assert torch.equal(images.images, as_folders.images[places])
+
+
+def shards(folder, samples):
+    """Write two shards of webdataset."""
+    import tarfile
+
+    folder.mkdir()
+    for number, part in enumerate((samples[::2], samples[1::2])):
+        with tarfile.open(folder / f"val-{number}.tar", "w") as file:
+            for key, parts in part:
+                for kind, content in parts.items():
+                    info = tarfile.TarInfo(f"{key}.{kind}")
+                    info.size = len(content)
+                    file.addfile(info, io.BytesIO(content))
+    return folder / "val-{0..1}.tar"
+
+
+def test_shards_hold_the_pictures_of_the_folder_that_they_were_made_of(tmp_path):
+    pictures(tmp_path / "all", SYNSETS[7], SYNSETS[3], n=3)
+    files = sorted((tmp_path / "all").rglob("*.png"))
+    number = {SYNSETS[7]: b"7", SYNSETS[3]: b"3"}
+    keys = {f"{file.parent.name}/{file.stem}": file for file in files}
+    samples = [(k, {"png": file.read_bytes(), "cls": number[file.parent.name]}) for k, file in keys.items()]
+    given = dict(per_class=3, canvas=8, progress=False)
+    folder, tars = (
+        ms.image_folder(tmp_path / "all", **given),
+        ms.image_folder(shards(tmp_path / "tars", samples), **given),
+    )
+    order = [tars.ids.index(name.removesuffix(".png")) for name in folder.ids]
+    assert torch.equal(tars.images[order], folder.images)
+    assert torch.equal(tars.labels[order], folder.labels)
+    assert tars.classes == folder.classes
+
+
+def test_shard_without_classes_or_with_too_large_a_number_is_named(tmp_path):
+    content = next(pictures(tmp_path / "all", "cat").rglob("*.png")).read_bytes()
+    without = shards(tmp_path / "without", [("a", {"png": content}), ("b", {"png": content})])
+    with pytest.raises(ValueError, match=r"sample a of .* has \['png'\], expected jpg and cls"):
+        ms.image_folder(without, progress=False)
+    large = [(key, {"png": content, "cls": b"1000"}) for key in "ab"]
+    with pytest.raises(ValueError, match="ImageNet's classes are numbered 0 to 999, got 1000"):
+        ms.image_folder(shards(tmp_path / "large", large), progress=False)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        ms.image_folder(tmp_path / "nowhere.tar", progress=False)
+
+
+def test_table_that_names_files_that_are_not_there_is_refused(tmp_path):
+    pictures(tmp_path / "all", "one", "other")
+    (tmp_path / "labels.csv").write_text("file,class\n0.png,cat\nlost.png,dog\n")
+    with pytest.raises(ValueError, match=r"1 of 2 files of .*labels.csv are not in the folder .* lost.png"):
+        ms.image_folder(tmp_path / "all", labels=tmp_path / "labels.csv", progress=False)
+
+
 def broken(folder):
     (pictures(folder, "cat", "dog") / "cat" / "0.png").write_bytes(b"no picture")
     cut = folder / "dog" / "1.png"
@@ -216,6 +307,20 @@ def test_folder_that_is_none_of_pictures_is_named(make, message, tmp_path):
     with pytest.raises((ValueError, OSError), match=message) as caught:
         ms.image_folder(make(tmp_path), per_class=2, canvas=8, progress=False)
     assert "\n" not in str(caught.value)
+
+
+def test_expected_accuracy_is_read_by_tag_or_name(tmp_path):
+    table = tmp_path / "results.csv"
+    rows = ["resnet50.a1_in1k,80.2", "resnet50.ra_in1k,78", "tf_efficientnet_lite0.in1k,74.8", "mine,50"]
+    table.write_text("\n".join(["model,top1", *rows]))
+    names = ["resnet50", "tf_efficientnet_lite0", "resnet50.ra_in1k", "mine", "resnet18"]
+    found = expected_accuracy(table, names)
+    assert found == pytest.approx(dict(zip(names[:4], (0.802, 0.748, 0.78, 0.5), strict=True)))
+    with pytest.raises(ValueError, match="has none of the networks resnet18"):
+        expected_accuracy(table, ["resnet18"])
+    table.write_text("name,top1\nresnet18,70")
+    with pytest.raises(ValueError, match="has no column 'model'"):
+        expected_accuracy(table, ["resnet18"])
 
 
 @pytest.mark.parametrize(

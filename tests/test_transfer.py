@@ -440,3 +440,46 @@ def test_damaged_source_is_named_and_following_the_advice_restores_it(chunk, att
     Path(re.search(r"delete (\S+) and run", str(caught.value))[1]).unlink()
     assert len(transfer(copied)) == attacks
     assert files(copied) == files(whole)
+
+
+LOST = tiny.Odd(after=lambda logits: logits.roll(1, dims=1))
+"""Its classes come in another order."""
+
+
+@pytest.mark.parametrize(
+    ("expected", "last", "message"),
+    [
+        ({"first": 0.99, "third": 0.5}, None, None),
+        (
+            {"first": 1.12},
+            None,
+            r"model 'first' is right on .* of 510 clean images, below 102\.0% \(10 points",
+        ),
+        (
+            {},
+            LOST,
+            r"model 'lost' is right on .* below .*half of its peers'\): look at the order of its classes",
+        ),
+    ],
+)
+def test_network_that_is_less_accurate_than_it_must_be_stops_the_run_before_any_attack(
+    expected, last, message, tmp_path
+):
+    zoo, seen = tiny.zoo() | ({"lost": last} if last else {}), []
+    given = dict(
+        zoo=zoo, images=tiny.image_set(510), batch_size=510, watcher=lambda *called: seen.append(called)
+    )
+    if message is None:
+        tiny.transfer(tmp_path, expected_accuracy=expected, **given)
+        assert len(seen) == 3
+        return
+    with pytest.raises(ValueError, match=message):
+        tiny.transfer(tmp_path / "none", expected_accuracy=expected, **given)
+    assert (seen, list(tmp_path.iterdir())) == ([], [])
+
+
+@pytest.mark.filterwarnings("ignore:model")
+def test_without_enough_images_or_without_a_word_a_run_goes_on(tmp_path):
+    zoo = tiny.zoo() | {"lost": LOST}
+    tiny.transfer(tmp_path / "few", zoo=zoo, images=tiny.image_set(498), expected_accuracy={"first": 1.2})
+    tiny.transfer(tmp_path / "silent", zoo=zoo, images=tiny.image_set(510))
