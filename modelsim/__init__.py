@@ -21,6 +21,7 @@ from modelsim.measures import (
     penultimate_features,
     prediction_agreement,
 )
+from modelsim.plan import plan
 from modelsim.pretrained import pretrained
 from modelsim.published import PublishedScoresUnavailable, published_components, published_sat
 from modelsim.scores import (
@@ -46,7 +47,7 @@ __all__ = [
     "components", "components_table", "data_directory", "distance", "error_consistency", "fashion_mnist",
     "fgsm", "first_seeds", "fit", "forecast", "gradient_cosine", "image_folder", "interval", "jackknife",
     "jensen_shannon", "linear_cka", "load_weights", "load_zoo", "main_effects", "measure", "member_sets",
-    "neighbours", "open_study", "pair_features", "pairs", "penultimate_features", "perturbed", "pgd",
+    "neighbours", "open_study", "pair_features", "pairs", "penultimate_features", "perturbed", "pgd", "plan",
     "prediction_agreement", "pretrained", "published_components", "published_sat", "read_components",
     "relations", "relative_sat", "sat", "save_weights", "spectral_clusters", "train", "training_table",
     "transfer", "transferability", "vote", "white_box_success",

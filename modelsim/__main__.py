@@ -5,12 +5,14 @@ import shlex
 import sys
 import warnings
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import timm
+import torch
 import typer
 import xarray as xr
 from torch import nn
@@ -21,6 +23,7 @@ import modelsim as ms
 from modelsim import distillation
 from modelsim.catalogue import CATALOGUE
 from modelsim.images import check_number
+from modelsim.plan import at_full_size
 from modelsim.pretrained import expected_accuracy
 from modelsim.scores import Measure
 from modelsim.training import Kind, train_zoo
@@ -138,6 +141,57 @@ def _given(
     if in_folder:
         return ms.pretrained(names or zoo, weights), ms.image_folder(path, seed=seed, **of_folder)
     return ms.load_zoo(zoo, names=names or None), ms.fashion_mnist("test", n=int(images), seed=seed)
+
+
+@app.command()
+def plan(
+    names: Names = None,
+    zoo: Annotated[str, Option(help="`fashion69`, or `imagenet69`: any of timm's.")] = "fashion69",
+    n: Images = 1000,
+    canvas: Annotated[int, Option(min=1, help="Side of a photograph, in pixels.")] = 224,
+    steps: Annotated[int, Option(min=1, help="Gradient steps.")] = 50,
+    test_images: Annotated[int, Option(min=0, help="Images of which probabilities are kept.")] = 0,
+    device: Annotated[str, Option(help="`cpu` or `cuda`.")] = "cpu",
+    csv: Csv = None,
+) -> str:
+    """Foretell what `transfer` will cost: time, storage and memory.
+
+    Example: `python -m modelsim plan --zoo imagenet69 --images 5000 --device cuda`
+
+    Networks are built with random weights, counted by tracing, and as many of them timed as 20 seconds allow;
+    neither weights nor images are needed.
+    """
+    sides, build = ((3, canvas, canvas), at_full_size) if zoo == "imagenet69" else ((1, 28, 28), _of_the_zoo)
+    names = names or list(ms.load_zoo(zoo) if zoo != "imagenet69" else CATALOGUE)
+    table = ms.plan(build, names, sides, images=n, steps=steps, test_images=test_images, device=device)
+    if csv:
+        table.assign(threads=torch.get_num_threads(), torch=torch.__version__).to_csv(csv)
+    return _costs(table, n * prod(sides), device)
+
+
+def _of_the_zoo(name: str) -> nn.Module:
+    return ms.build(split_model_name(name)[0])
+
+
+def _duration(seconds: float) -> str:
+    return str(pd.Timedelta(seconds=seconds).ceil("s")).removeprefix("0 days ")
+
+
+def _costs(table: pd.DataFrame, pixels: int, device: str) -> str:
+    """Say what all networks cost together, and which cost most."""
+    seconds = table[["attack", "evaluations"]].assign(together=table.attack + table.evaluations)
+    times = pd.concat([seconds.sum().to_frame("all").T, seconds.nlargest(5, "together")])
+    times = times.map(_duration)
+    eight = _duration(seconds.together.sum() / 8)
+    timed = f"{table.timed.sum()} of {len(table)} networks were timed on this {device}"
+    stored, gradients = table.perturbation.sum() / 1e9, 125 * table.activations.max() / 1e9
+    return f"""{times.to_string()}
+
+{timed}, the others foretold from their operations
+eight such devices: {eight}
+storage: {stored:.1f} GB of perturbations, which --no-perturbations saves; then `compare` can't use the study
+memory: images {pixels / 1e9:.2f} GB, a network at most {4 * table.parameters.max() / 1e9:.2f} GB, \
+the gradients of 125 images at most {gradients:.1f} GB"""
 
 
 @app.command()

@@ -104,13 +104,13 @@ def expected_accuracy(path: str | Path, names: Iterable[str]) -> dict[str, float
     if missing := {"model", "top1"} - {*table}:
         raise ValueError(f"{path} has no column {sorted(missing)[0]!r}, as timm's tables of results have")
     top1 = table.drop_duplicates("model").set_index("model").top1 / 100
-    found = {name: top1[key] for name in names for key in (_tagged(name), name) if key in top1.index}
+    found = {name: top1[key] for name in names for key in (tagged(name), name) if key in top1.index}
     if not found:
         raise ValueError(f"{path} has none of the networks {', '.join(names)}")
     return found
 
 
-def _tagged(name: str) -> str:
+def tagged(name: str) -> str:
     """Return the name with the tag of the weights that it stands for."""
     known = timm.get_pretrained_cfg(name) if timm.is_model(name) and "." not in name else None
     return _PAPERS.get(name, f"{name}.{known.tag}" if known and known.tag else name)

@@ -240,7 +240,8 @@ def _add(group: _Group, name: str, lengths: Mapping[str, int]) -> None:
         dtype=dtype,
         fill_value=absent,
         dimension_names=dimensions.split(),
-        compressors=[ZstdCodec(level=19), Crc32cCodec()],
+        # Perturbations are nearly noise: 19 saves 6 % of what 1 leaves, and takes a hundred times as long.
+        compressors=[ZstdCodec(level=1 if name == "perturbation" else 19), Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
         attributes=_ATTRIBUTES.get(name),
     )

@@ -1,0 +1,171 @@
+"""What a study will cost, told before anything is started."""
+
+import time
+from collections.abc import Callable
+from math import ceil, log2, prod
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from scipy.stats.qmc import Halton
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from modelsim.attacks import frozen, input_gradients, logits
+from modelsim.images import check_whole
+from modelsim.pretrained import tagged
+from modelsim.zoo import Classifier, fold, naming
+
+_BYTES_OF_A_PIXEL = 0.45
+"""That a perturbation takes in the store, by the book's study (ε = 18/255)."""
+
+
+def at_full_size(name: str) -> Classifier:
+    """Build a network of timm with random weights, for a canvas of three channels, at its published size."""
+    with naming(name), torch.random.fork_rng(devices=[]):
+        network = timm.create_model(tagged(name))
+    settings = resolve_model_data_config(network)
+    return Classifier(
+        network, input_size=settings["input_size"][-1], mean=settings["mean"], std=settings["std"]
+    )
+
+
+def plan(
+    build: Callable[[str], nn.Module],
+    names: list[str],
+    canvas: tuple[int, int, int],
+    *,
+    images: int,
+    steps: int = 50,
+    test_images: int = 0,
+    device: str = "cpu",
+    seconds: float = 20,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Foretell what `transfer` will cost, network by network.
+
+    Operations are counted by tracing. Some networks are timed on the device, for some `seconds`; the time of
+    the others is foretold from operations and activations, by a power law.
+
+    Examples
+    --------
+    >>> table = plan(at_full_size, list(CATALOGUE), (3, 224, 224), images=5000)
+    >>> table[["attack", "evaluations"]].sum() / 3600
+
+    Parameters
+    ----------
+    build : callable
+        Returns an untrained classifier by its name, such as `build` or `at_full_size`.
+    names : list of str
+        Of all networks of the study.
+    canvas : tuple of int
+        Channels, height and width of an image.
+    images, steps, test_images : int
+        Of the study.
+    device : str
+        `"cpu"` or `"cuda"`.
+    seconds : float
+        Of calibration.
+
+    Returns
+    -------
+    DataFrame
+        A row a network: `parameters`; the `operations` that one image takes forward, and the bytes of
+        `activations` that are kept for its gradient; whether it was `timed`; seconds an image of a pass
+        `forward` and of a `gradient`; seconds of its `attack` and of its `evaluations`, of its own images
+        and all others'; bytes of its `perturbation` in the store.
+
+    Raises
+    ------
+    ValueError
+        If a network can't be built, or there is no such device.
+    """
+    check_whole(images=images, steps=steps)
+    check_whole(least=0, test_images=test_images)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no GPU to time the networks on: plan where it is, or with device 'cpu'")
+    traced = {n: _traced(build, n, canvas) for n in tqdm(names, "traced", disable=not progress, leave=False)}
+    table = pd.DataFrame(traced).T
+    table = table.join(_timed(build, table, canvas, device, seconds)).pipe(_foretold)
+    # `transfer` asks each once for the clean images, twice more for sixty of them, and takes their gradients.
+    shown = images * (len(names) + 1) + test_images + 180
+    table["attack"] = table.gradient * images * (steps + 1)
+    table["evaluations"] = table.forward * shown
+    table["perturbation"] = _BYTES_OF_A_PIXEL * images * prod(canvas)
+    return table
+
+
+def _traced(build: Callable[[str], nn.Module], name: str, canvas: tuple[int, int, int]) -> dict[str, float]:
+    """Count parameters, and what one image takes: nothing is computed."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with naming(name), torch.device("meta"), frozen(classifier := build(name)) as still:
+        with FlopCounterMode(display=False) as flops, saved_tensors_hooks(note, lambda tensor: tensor):
+            made = still(torch.zeros(1, *canvas, requires_grad=True))
+        weights = {t.untyped_storage()._cdata for t in (*still.parameters(), *still.buffers())}
+        activations = sum(size for storage, size in kept.items() if storage not in weights)
+        del made  # until here, lest a storage be given the place of another
+    parameters = sum(parameter.numel() for parameter in classifier.parameters())
+    return dict(parameters=parameters, operations=flops.get_total_flops(), activations=activations)
+
+
+def _timed(
+    build: Callable[[str], nn.Module],
+    table: pd.DataFrame,
+    canvas: tuple[int, int, int],
+    device: str,
+    seconds: float,
+) -> pd.DataFrame:
+    """Time networks far apart in operations, then those between them, until the time is over."""
+    ranked, start = table.operations.sort_values().index, time.perf_counter()
+    found: dict[str, dict[str, float]] = {}
+    halves = Halton(1, scramble=False).random(2 ** ceil(log2(len(ranked)))).ravel()  # 0, 1/2, 1/4, 3/4, …
+    for place in dict.fromkeys((halves * len(ranked)).astype(int)):
+        spent = time.perf_counter() - start
+        if found and spent * (1 + 1 / len(found)) > seconds:
+            break
+        classifier = build(name := ranked[place]).eval().to(device)
+        found[name] = _seconds_an_image(classifier, torch.rand(100, *canvas, device=device))
+    return pd.DataFrame(found).T.assign(timed=True)
+
+
+def _seconds_an_image(classifier: nn.Module, canvas: Tensor) -> dict[str, float]:
+    """Time both passes as `transfer` makes them, of all images or, where that takes long, of eight."""
+    folded, labels = fold(classifier, canvas[:8]), torch.zeros(len(canvas), device=canvas.device).long()
+    found = {}
+    with frozen(folded) as still:
+        passes = {
+            "forward": lambda n: logits(still, canvas[:n]),
+            "gradient": lambda n: input_gradients(still, canvas[:n], labels[:n]).cpu(),
+        }
+        for kind, once in passes.items():
+            once(2)  # so that nothing is timed that is done once only
+            few = _seconds(once, 8) / 8
+            found[kind] = _seconds(once, len(canvas)) / len(canvas) if few * len(canvas) < 1 else few
+    return found
+
+
+def _seconds(action: Callable[[int], object], n: int) -> float:
+    start = time.perf_counter()
+    action(n)
+    return time.perf_counter() - start
+
+
+def _foretold(table: pd.DataFrame) -> pd.DataFrame:
+    """Fill in the seconds of passes that weren't timed, by a power law of operations and numbers."""
+    table["timed"] = table.timed.notna()
+    logs = np.log(table[["operations", "activations"]].clip(lower=1)).assign(constant=1.0).to_numpy()
+    for kind in ("forward", "gradient"):
+        known = np.log(table.loc[table.timed, kind])
+        weights = np.linalg.lstsq(logs[table.timed], known)[0]
+        table[kind] = table[kind].fillna(pd.Series(np.exp(logs @ weights), table.index))
+    return table
