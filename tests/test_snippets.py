@@ -29,7 +29,8 @@ NOT_RUN = {
     r"imagefolder:": "needs ImageNet, and a GPU",
     r"for s in 1 2; do": "attacks twice and predicts all test images, for minutes",
     r"data/\w+/make\.py": "trains and attacks, for hours",
-    r"bench_attacks\.py": "takes times, for ten minutes",
+    r"bench_\w+\.py": "takes times, for ten minutes",
+    r"modelsim plan --zoo imagenet69": "traces large networks, for minutes, or needs a GPU",
 }
 """What in a snippet keeps it from being run, and why; all else is run."""
 
