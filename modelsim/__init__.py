@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 from modelsim.agreement import RELATIONS, agreement, jackknife, relations
 from modelsim.attacks import fgsm, pgd
 from modelsim.catalogue import CATALOGUE, Architecture
-from modelsim.clustering import distance, perturbed, spectral_clusters
+from modelsim.clustering import distance, spectral_clusters
 from modelsim.compare import compare
 from modelsim.components import components, components_table, read_components
 from modelsim.ensembles import member_sets, vote
@@ -46,7 +46,7 @@ __all__ = [
     "components", "components_table", "data_directory", "distance", "error_consistency", "fashion_mnist",
     "fgsm", "first_seeds", "fit", "forecast", "gradient_cosine", "image_folder", "interval", "jackknife",
     "jensen_shannon", "linear_cka", "load_weights", "load_zoo", "main_effects", "measure", "member_sets",
-    "neighbours", "open_study", "pair_features", "pairs", "penultimate_features", "perturbed", "pgd",
+    "neighbours", "open_study", "pair_features", "pairs", "penultimate_features", "pgd",
     "prediction_agreement", "pretrained", "published_components", "published_sat", "read_components",
     "relations", "relative_sat", "sat", "save_weights", "spectral_clusters", "train", "training_table",
     "transfer", "transferability", "vote", "white_box_success",
