@@ -11,7 +11,6 @@ from scipy.spatial.distance import squareform
 from scipy.stats import permutation_test, rankdata
 from scipy.stats import t as student
 
-from modelsim.catalogue import CATALOGUE
 from modelsim.scores import check_matrix
 from modelsim.zoo import split_model_name
 
@@ -152,40 +151,6 @@ def cosine(one: Floats, other: Floats) -> float:
     """Correlation of centred values; NaN where one of them doesn't vary."""
     size = math.sqrt((one @ one) * (other @ other))
     return float(one @ other / size) if size else math.nan
-
-
-RELATIONS = ("same architecture", "same base", "two bases")
-"""How two models can be related: two seeds of one architecture, two architectures of one base, or neither."""
-
-
-def relations(names: Sequence[str], bases: Mapping[str, str] | None = None) -> xr.DataArray:
-    """Tell how every two models are related, from their names.
-
-    Examples
-    --------
-    >>> relations(["resnet50", "resnet50-seed1", "mixnet_xl"]).sel(model="resnet50")
-    >>> relations(["resnet50", "mine"], {"mine": "CNN"})
-
-    Parameters
-    ----------
-    names : sequence of str
-        Of models.
-    bases : mapping, optional
-        Base, by architecture, where the catalogue doesn't know it.
-
-    Returns
-    -------
-    DataArray
-        (model, other), values of `RELATIONS`, the first on the diagonal too; "unknown" beside an architecture
-        whose base isn't known.
-    """
-    known = {name: row.base for name, row in CATALOGUE.items()} | dict(bases or {})
-    built = np.array([split_model_name(name)[0] for name in names])
-    base = np.array([known.get(name) or "unknown" for name in built])
-    strange = base == "unknown"
-    cases = built[:, None] == built, strange[:, None] | strange, base[:, None] == base
-    values = np.select(cases, (RELATIONS[0], "unknown", RELATIONS[1]), RELATIONS[2])
-    return xr.DataArray(values, {"model": list(names), "other": list(names)}, ("model", "other"))
 
 
 class Jackknife(NamedTuple):
