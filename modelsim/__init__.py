@@ -2,10 +2,10 @@
 
 __version__ = "0.1.0"
 
-from modelsim.agreement import RELATIONS, agreement, jackknife, relations
+from modelsim.agreement import agreement, jackknife
 from modelsim.attacks import fgsm, pgd
 from modelsim.catalogue import CATALOGUE, Architecture
-from modelsim.clustering import distance, perturbed, spectral_clusters
+from modelsim.clustering import distance, spectral_clusters
 from modelsim.compare import compare
 from modelsim.components import components, components_table, read_components
 from modelsim.ensembles import member_sets, vote
@@ -42,14 +42,14 @@ from modelsim.zoo import Classifier, Zoo, build, load_weights, load_zoo, save_we
 
 # fmt: off
 __all__ = [
-    "CATALOGUE", "RELATIONS", "Architecture", "Classifier", "ImageSet", "PublishedScoresUnavailable",
+    "CATALOGUE", "Architecture", "Classifier", "ImageSet", "PublishedScoresUnavailable",
     "Recipe", "Teacher", "Zoo", "accuracy", "adversarial_images", "agreement", "build", "capa", "compare",
     "components", "components_table", "data_directory", "distance", "error_consistency", "fashion_mnist",
     "fgsm", "first_seeds", "fit", "forecast", "gradient_cosine", "image_folder", "interval", "jackknife",
     "jensen_shannon", "linear_cka", "load_weights", "load_zoo", "main_effects", "measure", "member_sets",
-    "neighbours", "open_study", "pair_features", "pairs", "penultimate_features", "perturbed", "pgd", "plan",
+    "neighbours", "open_study", "pair_features", "pairs", "penultimate_features", "pgd", "plan",
     "prediction_agreement", "pretrained", "published_components", "published_sat", "read_components",
-    "relations", "relative_sat", "sat", "save_weights", "spectral_clusters", "train", "training_table",
+    "relative_sat", "sat", "save_weights", "spectral_clusters", "train", "training_table",
     "transfer", "transferability", "vote", "white_box_success",
 ]
 # fmt: on

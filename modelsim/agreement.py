@@ -1,7 +1,7 @@
 """How far two similarity matrices of the same models agree, and what else could explain it."""
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,6 @@ from scipy.spatial.distance import squareform
 from scipy.stats import permutation_test, rankdata
 from scipy.stats import t as student
 
-from modelsim.catalogue import CATALOGUE
 from modelsim.scores import check_matrix
 from modelsim.zoo import split_model_name
 
@@ -154,40 +153,6 @@ def cosine(one: Floats, other: Floats) -> float:
     return float(one @ other / size) if size else math.nan
 
 
-RELATIONS = ("same architecture", "same base", "two bases")
-"""How two models can be related: two seeds of one architecture, two architectures of one base, or neither."""
-
-
-def relations(names: Sequence[str], bases: Mapping[str, str] | None = None) -> xr.DataArray:
-    """Tell how every two models are related, from their names.
-
-    Examples
-    --------
-    >>> relations(["resnet50", "resnet50-seed1", "mixnet_xl"]).sel(model="resnet50")
-    >>> relations(["resnet50", "mine"], {"mine": "CNN"})
-
-    Parameters
-    ----------
-    names : sequence of str
-        Of models.
-    bases : mapping, optional
-        Base, by architecture, where the catalogue doesn't know it.
-
-    Returns
-    -------
-    DataArray
-        (model, other), values of `RELATIONS`, the first on the diagonal too; "unknown" beside an architecture
-        whose base isn't known.
-    """
-    known = {name: row.base for name, row in CATALOGUE.items()} | dict(bases or {})
-    built = np.array([split_model_name(name)[0] for name in names])
-    base = np.array([known.get(name) or "unknown" for name in built])
-    strange = base == "unknown"
-    cases = built[:, None] == built, strange[:, None] | strange, base[:, None] == base
-    values = np.select(cases, (RELATIONS[0], "unknown", RELATIONS[1]), RELATIONS[2])
-    return xr.DataArray(values, {"model": list(names), "other": list(names)}, ("model", "other"))
-
-
 class Jackknife(NamedTuple):
     """Outcome of `jackknife`: arrays of the statistic's shape."""
 
@@ -198,11 +163,7 @@ class Jackknife(NamedTuple):
 
 
 def jackknife(
-    statistic: Callable[[list[str]], ArrayLike],
-    names: Sequence[str],
-    *,
-    groups: Mapping[str, Hashable] | None = None,
-    level: float = 0.95,
+    statistic: Callable[[list[str]], ArrayLike], names: Sequence[str], *, level: float = 0.95
 ) -> Jackknife:
     """Bound what is computed from models, by leaving out one architecture after the other.
 
@@ -219,27 +180,25 @@ def jackknife(
     statistic : callable
         Takes names of the models kept, in the order of `names`; returns a number or an array.
     names : sequence of str
-        All models.
-    groups : mapping, optional
-        What is left out together, by name; by default the seeds of an architecture.
+        All models. The seeds of an architecture are left out together.
     level : float
         Coverage of the interval, 0 … 1; by Student's t.
 
     Raises
     ------
     ValueError
-        If there are fewer than four groups.
+        If there are fewer than four architectures.
 
     References
     ----------
     Arvesen, *Jackknifing U-statistics*, Annals of Mathematical Statistics, 1969.
     """
-    owners = {name: split_model_name(name)[0] if groups is None else groups[name] for name in names}
-    units = list(dict.fromkeys(owners.values()))
+    built = {name: split_model_name(name)[0] for name in names}
+    units = list(dict.fromkeys(built.values()))
     if (n := len(units)) < 4:
-        raise ValueError(f"a jackknife needs four groups of models or more, got {n}: {units}")
+        raise ValueError(f"a jackknife needs four architectures or more, got {n}: {units}")
     whole = np.asarray(statistic(list(names)), dtype=float)
-    each = np.array([statistic([name for name in names if owners[name] != unit]) for unit in units])
+    each = np.array([statistic([name for name in names if built[name] != unit]) for unit in units])
     error = np.sqrt((n - 1) / n * ((each - each.mean(axis=0)) ** 2).sum(axis=0))
     half = student.ppf((1 + level) / 2, n - 1) * error
     return Jackknife(whole, error, whole - half, whole + half)

@@ -1,4 +1,4 @@
-"""Which models belong together: distance, spectral clusters, and copies with noise or without clusters.
+"""Which models belong together: distance and spectral clusters.
 
 Similarities are symmetric (model, other) matrices of one of two kinds, told apart by the diagonal:
 
@@ -11,15 +11,12 @@ Similarities are symmetric (model, other) matrices of one of two kinds, told apa
 A matrix that isn't square, symmetric and finite, and names or numbers that don't fit it, raise ValueError.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.spatial.distance import squareform
 from sklearn.cluster import SpectralClustering
 
-from modelsim.scores import check_matrix, pairs, relative_sat
+from modelsim.scores import check_matrix
 
 Floats = NDArray[np.floating]
 
@@ -92,42 +89,3 @@ def spectral_clusters(similarity: xr.DataArray, n_clusters: int, *, seed: int = 
         numbers[who] = number
     first = similarity.isel({similarity.dims[1]: 0}).reset_coords(drop=True)
     return first.copy(data=numbers).rename("cluster")
-
-
-def perturbed(
-    similarity: xr.DataArray, *, scale: float | None = None, n: int = 100, seed: int = 0
-) -> Iterator[xr.DataArray]:
-    """Yield `n` copies with independent Gaussian noise on every pair; the diagonal stays as it is.
-
-    `scale` is the noise's standard deviation; if not given, half that of the pairs' `relative_sat`.
-    """
-    before, random = _pairs(similarity), np.random.default_rng(seed)
-    scale = float(_pairs(relative_sat(similarity)).std()) / 2 if scale is None else scale
-    for _ in range(n):
-        yield _with_pairs(similarity, before + random.normal(0, scale, len(before)))
-
-
-def shuffled(similarity: xr.DataArray, *, n: int = 99, seed: int = 0) -> Iterator[xr.DataArray]:
-    """Yield `n` copies without clusters: single models keep their effects, the rest changes pairs.
-
-    The rest is `relative_sat`: that a model is similar to all others, or to none, makes no cluster. Groups
-    vanish from the copies, and so does any other order among the models, such as a gradual change.
-    """
-    before, random = _pairs(similarity), np.random.default_rng(seed)
-    rest = _pairs(relative_sat(similarity))
-    for _ in range(n):
-        # Shuffling makes new effects of single models by chance. Left in, they would take from the spread
-        # of the rest, and the copies would look less clustered than noise does.
-        moved = _pairs(relative_sat(_with_pairs(similarity, random.permutation(rest))))
-        yield _with_pairs(similarity, before - rest + moved * rest.std() / moved.std())
-
-
-def _pairs(similarity: xr.DataArray) -> Floats:
-    _check_similarity(similarity)
-    return pairs(similarity).to_numpy()
-
-
-def _with_pairs(similarity: xr.DataArray, values: Floats) -> xr.DataArray:
-    values = squareform(values)
-    np.fill_diagonal(values, np.diag(similarity.values))
-    return similarity.copy(data=values)

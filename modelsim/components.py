@@ -468,7 +468,9 @@ def _read(model: nn.Module, input_size: int | None, name: str | None) -> dict[st
     }
 
 
-def components(model: nn.Module, *, input_size: int | None = None, name: str | None = None) -> pd.Series:
+def components(
+    model: nn.Module, *, input_size: int | None = None, name: str | None = None, evidence: bool = False
+) -> pd.Series:
     """Read the 13 components of an architecture off a model.
 
     What is read is what runs in one forward pass and depends on the image. The stem is what runs before
@@ -502,6 +504,8 @@ def components(model: nn.Module, *, input_size: int | None = None, name: str | N
         Side of the image, in pixels; by default what the model was built for, as far as it tells.
     name : str, optional
         Name in timm, for the search of architectures alone; by default what the model tells.
+    evidence : bool
+        Return what proves each value instead: the modules that show it.
 
     Returns
     -------
@@ -521,29 +525,8 @@ def components(model: nn.Module, *, input_size: int | None = None, name: str | N
     Hwang et al., arXiv 2210.11407, the table of components in its appendix.
     """
     readings = _read(model, input_size, name)
-    return pd.Series({component: value for component, (value, _) in readings.items()}, name=name)
-
-
-def evidence(model: nn.Module, *, input_size: int | None = None, name: str | None = None) -> pd.Series:
-    """Name, for each component, the modules that prove what `components` reads; see there."""
-    readings = _read(model, input_size, name)
-    return pd.Series({component: proof for component, (_, proof) in readings.items()}, name=name)
-
-
-def normalised(label: str) -> str:
-    """Rewrite a label so that two spellings of the same compare equal.
-
-    Case, spaces, the order in sums and brackets, a stride of 1, and the two signs for "none" don't count.
-
-    Examples
-    --------
-    >>> normalised("ReLU + GELU") == normalised("GeLU + ReLU")
-    True
-    """
-    text = re.sub(r"\s", "", label).lower()
-    text = re.sub(r"(?<=\d)s1(?!\d)", "", text)
-    text = re.sub(r"\((.*)\)", lambda kinds: f"({','.join(sorted(kinds[1].split(',')))})", text)
-    return "-" if text == "~" else "+".join(sorted(text.split("+")))
+    shown = {key: proof if evidence else value for key, (value, proof) in readings.items()}
+    return pd.Series(shown, name=name)
 
 
 def components_table() -> pd.DataFrame:
@@ -574,7 +557,7 @@ def read_components(names: str | Iterable[str], *, evidence: bool = False) -> pd
     names : str or iterable of str
         Names of timm.
     evidence : bool
-        Return what proves each value instead: the modules that show it.
+        As for `components`.
 
     Returns
     -------
@@ -591,6 +574,5 @@ def read_components(names: str | Iterable[str], *, evidence: bool = False) -> pd
         check_timm_name("model of timm", name)
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False)
-        readings = _read(model, None, name)
-        rows[name] = {key: proof if evidence else value for key, (value, proof) in readings.items()}
+        rows[name] = components(model, name=name, evidence=evidence)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")

@@ -68,20 +68,6 @@ _RUNS, _SAT = "distillation.csv", "distillation_sat.csv"
 _COLUMNS = {_RUNS: [*_KEY, "accuracy"], _SAT: [*_KEY, "model", "sat"]}
 
 
-def build_student(name: str, *, seed: int = 0) -> Classifier:
-    """Build an untrained student: one of `STUDENTS`, or any architecture of the catalogue.
-
-    Raises
-    ------
-    ValueError
-        If the name is neither; the message suggests the nearest names.
-    """
-    known = {**STUDENTS, **CATALOGUE}
-    if name not in known:
-        raise ValueError(unknown_name_message("student", name, known))
-    return assemble(known[name], seed=seed)
-
-
 def teacher_logits(classifier: nn.Module, images: ImageSet) -> Tensor:
     """Return a classifier's logits (2, image, class) of the images and of their mirror images.
 
@@ -166,9 +152,10 @@ def distill(
     FloatingPointError
         If the loss or its gradient stops being finite.
     """
-    setting = setting or Setting()
-    images = fashion_mnist("train", n=setting.images)
-    classifier, told = build_student(student, seed=seed), None
+    known, setting, told = {**STUDENTS, **CATALOGUE}, setting or Setting(), None
+    if student not in known:
+        raise ValueError(unknown_name_message("student", student, known))
+    classifier, images = assemble(known[student], seed=seed), fashion_mnist("train", n=setting.images)
     if teacher is not None:
         said = teacher_logits(teacher, images)
         told = Teacher(said, kind=kind, temperature=setting.temperature, weight=setting.weight)

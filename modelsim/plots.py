@@ -1,7 +1,7 @@
 """Figures. Each function draws on an Axes (or makes a figure where it needs several) and returns it."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import cdist, squareform
-from sklearn.manifold import MDS, TSNE
+from sklearn.manifold import MDS
 
 from modelsim.clustering import distance
 
@@ -22,12 +22,8 @@ Labels: TypeAlias = Mapping[str, Any] | pd.Series
 """A label for every model, such as its base or its cluster; a model without one is drawn grey."""
 
 BASE_COLOURS: Mapping[str, str] = {
-    "CNN": "#0072B2",
-    "Transformer": "#D55E00",
-    "MLP-Mixer": "#009E73",
-    "Hybrid": "#CC79A7",
-    "NAS": "#E69F00",
-}
+    "CNN": "#0072B2", "Transformer": "#D55E00", "MLP-Mixer": "#009E73", "Hybrid": "#CC79A7", "NAS": "#E69F00",
+}  # fmt: skip
 """One colour a base architecture (Okabe and Ito's, told apart by colour-blind readers)."""
 
 UNLABELLED = "without a label"
@@ -105,11 +101,9 @@ def model_map(
     groups: Labels,
     ax: Axes | None = None,
     *,
-    method: Literal["mds", "tsne"] = "mds",
     names: bool | Collection[str] = True,
-    seed: int = 0,
 ) -> Axes:
-    """Place models in the plane, near where they are similar; colour by base.
+    """Place models in the plane, as far apart as they are dissimilar (metric MDS); colour by base.
 
     Parameters
     ----------
@@ -119,47 +113,25 @@ def model_map(
         Label of every model, such as its base or its cluster; a model without one is grey.
     ax : Axes, optional
         Where to draw.
-    method : {"mds", "tsne"}
-        MDS keeps distances, t-SNE neighbours.
     names : bool or collection of str
         Whose names to write. True is all of up to 16 models; of more, the one nearest to the middle of
         each label.
-    seed : int
-        Of the embedding.
     """
     ax = ax or plt.subplots(figsize=(6.5, 5.5), layout="constrained")[1]
-    points = _places(similarity, method=method, seed=seed)
+    # Started from the classical solution, nothing in it is random.
+    scaling = MDS(2, metric="precomputed", init="classical_mds", n_init=1, normalized_stress=True)
+    points: NDArray[np.floating] = scaling.fit_transform(distance(similarity).values)
     models = [str(name) for name in similarity[similarity.dims[0]].values]
     labels, colours = _labels_and_colours(models, groups)
     ax.scatter(points[:, 0], points[:, 1], s=90, c=colours, edgecolors="white", linewidths=0.8)
     if isinstance(names, bool):
         names = _few_names(models, points, labels) if names else []
     _write_names(ax, dict(zip(models, points, strict=True)), names)
-    if method == "mds":
-        ax.set(xlabel=f"log units of {similarity.name}", ylabel=f"log units of {similarity.name}")
-    else:
-        ax.set(xticks=[], yticks=[])
+    ax.set(xlabel=f"log units of {similarity.name}", ylabel=f"log units of {similarity.name}")
     ax.set_aspect("equal", adjustable="datalim")
     ax.margins(0.25 if len(names) else 0.05, 0.08)
     legend_for_groups(ax, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return ax
-
-
-def _places(similarity: xr.DataArray, *, method: str, seed: int) -> NDArray[np.floating]:
-    """Place the models (model, 2) by their distance; t-SNE starts from the map of MDS."""
-    if method not in ("mds", "tsne"):
-        raise ValueError(f"method must be 'mds' or 'tsne', got {method!r}")
-    apart = distance(similarity).values
-    given: dict[str, Any] = {"metric": "precomputed", "random_state": seed}
-    scaling = MDS(2, metric_mds=True, init="classical_mds", n_init=1, normalized_stress=True, **given)
-    place: NDArray[np.floating] = scaling.fit_transform(apart)
-    if method == "mds":
-        return place
-    start = place / place.std() * 1e-4  # as scikit-learn scales its own start from PCA
-    perplexity = min(30.0, (len(apart) - 1) / 3)
-    return np.asarray(
-        TSNE(2, perplexity=perplexity, method="exact", init=start, **given).fit_transform(apart)
-    )
 
 
 def _few_names(models: list[str], points: NDArray[np.floating], labels: list[Any]) -> list[str]:

@@ -35,7 +35,7 @@ def pairs(matrix: xr.DataArray) -> pd.Series:
     Examples
     --------
     >>> pairs(sat(study)).sort_values().tail()
-    >>> pd.DataFrame({"here": pairs(sat(study)), "relation": pairs(relations(names))})
+    >>> pd.DataFrame({"here": pairs(sat(study)), "on ImageNet": pairs(published_sat())})
 
     Parameters
     ----------

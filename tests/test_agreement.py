@@ -141,23 +141,6 @@ def test_what_cannot_be_compared_is_refused(first, second, given, message):
         agreement(first, second, given=given)
 
 
-def test_relations_follow_from_names():
-    names = ["resnet50", "resnet50-seed1", "seresnet50", "convnext_tiny", "mixnet_xl", "gmlp_s16_224"]
-    found = ms.relations(names)
-    same, base, two = ms.RELATIONS
-    assert found.sel(model="resnet50").values.tolist() == [same, same, base, base, two, two]
-    assert (found.values == found.values.T).all()
-
-
-def test_relations_of_strangers_are_unknown_until_their_base_is_told():
-    names, (same, base, two) = ["mine", "mine-seed1", "yours", "resnet50"], ms.RELATIONS
-    unknown = ms.relations(names)
-    assert unknown.sel(model="mine").values.tolist() == [same, same, "unknown", "unknown"]
-    assert unknown.sel(model="resnet50").values.tolist() == ["unknown"] * 3 + [same]
-    told = ms.relations(names, {"mine": "CNN", "yours": "NAS"})
-    assert told.sel(model="mine").values.tolist() == [same, same, two, base]
-
-
 def test_jackknife_of_a_mean_is_the_textbooks_standard_error():
     value = dict(zip("abcdefgh", np.random.default_rng(0).normal(size=8), strict=True))
     found = ms.jackknife(lambda kept: [np.mean([value[name] for name in kept]), 1], list(value), level=0.8)
@@ -171,9 +154,5 @@ def test_jackknife_leaves_out_seeds_of_an_architecture_together():
     names, left = ["a", "b", "c", "d", "a-seed1", "b-seed2"], []
     ms.jackknife(lambda kept: left.append(sorted(set(names) - set(kept))) or 0, names)
     assert left == [[], ["a", "a-seed1"], ["b", "b-seed2"], ["c"], ["d"]]
-    groups = dict(zip(names, [1, 2, 3, 4, 5, 5], strict=True))
-    left.clear()
-    ms.jackknife(lambda kept: left.append(len(kept)) or 0, names, groups=groups)
-    assert left == [6, 5, 5, 5, 5, 4]
-    with pytest.raises(ValueError, match=r"four groups .* got 3: \['a', 'b', 'c'\]"):
+    with pytest.raises(ValueError, match=r"four architectures .* got 3: \['a', 'b', 'c'\]"):
         ms.jackknife(len, ["a", "b", "b-seed1", "c"])

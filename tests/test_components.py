@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from pages import page
 from torch import nn
 from torch.nn.utils import prune
 
 import modelsim as ms
-from modelsim.components import components, evidence, normalised, read_components
+from modelsim.components import components, read_components
 
 BASE, HIERARCHY, STEM, SIZE = "Base architecture", "Hierarchical structure", "Stem layer", "Input resolution"
 NORM, ACT, STEM_POOL, POOL = "Normalization", "Activation", "Pooling (stem)", "Pooling (final)"
@@ -18,6 +19,7 @@ CW, PLACE, DEPTHWISE, GROUPED = "CW attention", "Location of CW attention", "DW 
 # Models outside the paper's 69, and what their papers and timm's code say about them.
 UNSEEN = pd.read_csv(Path(__file__).with_name("unseen_components.csv"), index_col="model", na_filter=False)
 SHIPPED = ms.components_table()
+normalised = page("zoo").normalised
 
 
 class Parts(nn.Module):
@@ -273,7 +275,7 @@ def test_models_are_read_by_name_and_evidence_names_the_modules():
     assert proof[CW] == "layer1.0.se: SEModule"
     assert proof[STEM_POOL] == "maxpool: MaxPool2d"
     assert proof[HIERARCHY] == "layer2: 3136 to 784 places"
-    proof = evidence(network(*blocks(ATTENTION, n=1), *blocks(n=1)), input_size=32)
+    proof = components(network(*blocks(ATTENTION, n=1), *blocks(n=1)), input_size=32, evidence=True)
     assert proof[PLACE] == "Middle: 1.0.parts.1 before 1.0.parts.2"
 
 

@@ -134,7 +134,7 @@ def test_teacher_that_knows_lifts_a_student_whose_labels_are_noisy(name, kind):
 def test_students_are_small_depend_on_their_seed_and_are_not_in_the_zoo(name):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, same, other = (distillation.build_student(name, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (assemble(distillation.STUDENTS[name], seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)
     assert count_flops(one) <= 4e6

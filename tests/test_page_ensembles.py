@@ -241,3 +241,11 @@ def test_budget_is_kept_and_leaves_enough_for_the_others():
         assert book.choose(first, size, lambda _, name: worth[name], cost, budget) == list(team)
     with pytest.raises(ValueError, match="7 is too little for 3 members"):
         book.choose("a", 3, lambda _, name: worth[name], cost, 7)
+
+
+def test_relations_follow_from_names():
+    names = ["resnet50", "resnet50-seed1", "seresnet50", "convnext_tiny", "mixnet_xl", "gmlp_s16_224"]
+    found = book.relations(pd.Index(names))
+    same, base, two = book.RELATIONS
+    assert found[0].tolist() == [same, same, base, base, two, two]
+    assert (found == found.T).all()

@@ -37,6 +37,29 @@ def test_both_rules_pick_the_planted_number_and_starts_agree_there(kind):
     assert rated.loc[4, 2] == 1
 
 
+def test_noise_is_around_the_given_score_and_has_half_the_spread_of_the_rest():
+    score, off = planted(), ~np.eye(9, dtype=bool)
+    expected = ms.relative_sat(score).values[off].std() / 2
+    copies = np.stack(list(families.perturbed(score, n=400)))
+    np.testing.assert_array_equal(copies, copies.transpose(0, 2, 1))
+    np.testing.assert_allclose(copies.mean(0), score, atol=0.25 * expected)
+    np.testing.assert_allclose(copies.std(0)[off], expected, rtol=0.2)
+    assert (copies[:, ~off] == np.log(100)).all()
+
+
+@pytest.mark.parametrize("kind", [lambda s: s, ms.relative_sat])
+def test_shuffled_copies_keep_single_effects_and_the_spread_of_the_rest(kind):
+    score, off = kind(planted()), ~np.eye(9, dtype=bool)
+    rest = ms.relative_sat(score).values[off]
+    first, second = families.shuffled(score, n=2)
+    for copy in (first, second):
+        means = [np.nanmean(each.where(off), 0) for each in (copy, score)]
+        np.testing.assert_allclose(*means, atol=1e-9)
+        assert ms.relative_sat(copy).values[off].std() == pytest.approx(rest.std())
+        np.testing.assert_array_equal(np.diag(copy), np.diag(score))
+    assert not np.allclose(first.values[off], second.values[off])
+
+
 def test_blocks_are_structure_and_noise_with_effects_of_single_models_is_not():
     assert families.p_of_structure(planted(BLOCKS), (3,), copies=19) == 1 / 20
     noise = [noise_only(seed=seed, effects=0.1 * (seed % 4)) for seed in range(20)]
@@ -108,7 +131,7 @@ def test_stability_is_own_less_next_best_consensus():
 
 def test_blocks_are_firm_under_noise_and_clusters_of_noise_are_not():
     for score, low, high in ((planted(BLOCKS), 0.95, 1), (noise_only(24), -1, 0.6)):
-        together = families.consensus(ms.perturbed(score, n=20), 3)
+        together = families.consensus(families.perturbed(score, n=20), 3)
         firm = families.stability(together, ms.spectral_clusters(score, 3).values)
         assert low < firm.mean() <= high
     assert families.firm(np.stack([BLOCKS, BLOCKS]), BLOCKS) == {0: 1, 1: 1, 2: 1}
