@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from modelsim import __version__, attacks
 from modelsim.attacks import checked_logits, count_without_gradient, frozen, logits, pgd
-from modelsim.images import ImageSet, check_images, check_whole
+from modelsim.images import ImageSet, check_images, check_whole, to_canvas
 from modelsim.study import (
     PROBABILITY_STEPS,
     STORE,
@@ -86,7 +86,7 @@ class Engine:
                 raise ValueError("the zoo gives another network each time that it is asked for it")
             if any(tensor.device.type != torch.device(self.device).type for tensor in _tensors(network)):
                 network = copy.deepcopy(network).to(self.device)
-            few = self.images.images[:8].to(self.device)
+            few = self.images[:8].images.to(self.device)
             with torch.no_grad():
                 told = checked_logits(network, few)
             if (told >= 0).all() and torch.allclose(told.sum(1), torch.ones_like(told[:, 0]), atol=1e-4):
@@ -103,21 +103,21 @@ class Engine:
 
         `attacked` is called after every batch.
         """
-        adversarial, network = [], self.network(name)
+        change, network = np.empty(self.images.pixels.shape, np.int8), self.network(name)
         for start in range(0, len(self.images), self.batch_size):
+            part = self.images[start : start + self.batch_size]
             with naming(name), frozen(network) as still:
-                adversarial.append(self._attacked(still, start))
+                made = to_8_bit(self._attacked(still, part, start)).short() - to_8_bit(part.pixels)
+                if (most := int(made.abs().max())) > 127:
+                    raise ValueError(
+                        f"a perturbation of {most}/255 doesn't fit the store's 127/255: return the images in "
+                        "their order, changed by less than half of the canvas"
+                    )
+            change[start : start + self.batch_size] = made
             attacked()
-        change = to_8_bit(torch.cat(adversarial)) - to_8_bit(self.images.images)
-        if (most := int(change.abs().max())) > 127:
-            raise ValueError(
-                f"model {name!r}: a perturbation of {most}/255 doesn't fit the store's 127/255: return the "
-                "images in their order, changed by less than half of the canvas"
-            )
-        return change.numpy().astype(np.int8)
+        return change
 
-    def _attacked(self, network: nn.Module, start: int) -> Tensor:
-        part = self.images[start : start + self.batch_size]
+    def _attacked(self, network: nn.Module, part: ImageSet, start: int) -> Tensor:
         settings = attack_settings(self.attack)
         seed, eps = settings.get("seed"), settings.get("eps")
         advanced = {} if seed is None else {"seed": seed + start}
@@ -169,7 +169,7 @@ class Engine:
             If the network misbehaves, or tells images otherwise in batches of another size or in other
             company: it is random, or takes statistics of the batch.
         """
-        few = self.images.images[:_ASKED_AGAIN]
+        few = self.images.pixels[:_ASKED_AGAIN]
         expected = self.logits(name, few, batch_size=len(few)).argmax(1)
         differing = []
         for order, size in ((expected.argsort(stable=True), 7), (expected.argsort(descending=True), 11)):
@@ -180,13 +180,21 @@ class Engine:
                 f"model {name!r}: it tells {share:.0%} of {len(few)} images otherwise when they come in "
                 "batches of other sizes and company: switch off what is random or averages over the batch"
             )
-        return self.predictions(name, self.images.images)
+        return self.predictions(name, self.images.pixels)
 
     def images_without_gradient(self, name: str) -> int:
         """Count the clean images that leave an attack no gradient to follow."""
-        network, x, y = self.network(name), self.images.images, self.images.labels
+        network, parts = self.network(name), self.images.pixels.split(self.batch_size)
+        labels = self.images.labels.to(self.device).split(self.batch_size)
         with naming(name):
-            return count_without_gradient(network, x.to(self.device), y.to(self.device))
+            return sum(
+                count_without_gradient(network, to_canvas(x.to(self.device)), y)
+                for x, y in zip(parts, labels, strict=True)
+            )
+
+    def adversarial(self, change: NDArray[np.int8]) -> Tensor:
+        """Return all images after a change in whole 255ths, as uint8, on the device for every target."""
+        return perturbed(self.images, change).to(self.device)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
@@ -377,7 +385,7 @@ def _finish_source(work: _Work, name: str) -> None:
     store, engine = work.store, work.engine
     _check_worker(store)
     change = store.fill("perturbation", name, lambda: engine.perturbation(name, work.attacked))
-    adversarial = perturbed(engine.images, change)
+    adversarial = engine.adversarial(change)
     rows = store.known("adversarial_prediction", name)
     for row, target in zip(rows, engine.zoo, strict=True):
         if is_absent("adversarial_prediction", row):
@@ -385,7 +393,7 @@ def _finish_source(work: _Work, name: str) -> None:
     store.write("adversarial_prediction", name, rows)
     store.fill("images_without_gradient", name, lambda: np.array(engine.images_without_gradient(name)))
     if (test := work.test_images) is not None:
-        store.fill("clean_probability", name, lambda: engine.probabilities(name, test.images))
+        store.fill("clean_probability", name, lambda: engine.probabilities(name, test.pixels))
     store.write("finished", name, values=True)
 
 

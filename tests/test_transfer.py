@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 import shutil
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -94,6 +95,32 @@ def test_hand_made_studies_of_these_tests_have_the_layout_of_a_real_one(tmp_path
         for study in (tiny.transfer(tmp_path), tiny.study([0], [[0]], [[[0]]]))
     )
     assert real == made
+
+
+def test_study_of_8_bit_images_is_that_of_their_255ths_and_only_parts_are_made_float(tmp_path, monkeypatch):
+    plain = tiny.image_set(300)
+    given = replace(plain, images=(plain.images * 255).round().byte())
+    mine = dict(zoo=tiny.zoo(), images=given, test_images=given, attack=tiny.attack)
+
+    def study(folder, images):
+        tiny.transfer(tmp_path / folder, images=images, test_images=images, batch_size=25)
+        made = ms.compare(tiny.mlp(5), ms.open_study(tmp_path / folder), **(mine | {"images": images}))
+        return tiny.files(tmp_path / folder), made
+
+    files, compared = study("plain", plain)
+    sizes = []
+    for module in ("images", "attacks", "transfer", "study"):
+        module = sys.modules[f"modelsim.{module}"]
+
+        def noting(pixels, make=module.to_canvas):
+            sizes.append(len(pixels))
+            return make(pixels)
+
+        monkeypatch.setattr(module, "to_canvas", noting)
+    files_of_8_bit, compared_of_8_bit = study("8 bit", given)
+    assert files == files_of_8_bit
+    assert compared.identical(compared_of_8_bit)
+    assert max(sizes) <= 100
 
 
 def test_each_source_is_attacked_once_in_batches_of_advancing_seed(tmp_path):
