@@ -101,6 +101,7 @@ def transfer(
     probabilities: Annotated[bool, Option(help="Keep those of all test images, for ensembles.")] = True,
     fold: Annotated[bool | None, Option(help="Make convolution and batch normalisation one: faster.")] = None,
     perturbations: Annotated[bool | None, Option(help="Keep adversarial images, for `compare`.")] = None,
+    network_memory: Annotated[float, Option(min=0, help="GiB to keep networks in, a process.")] = 2,
     workers: Workers = 1,
     scheduler: Scheduler = None,
 ) -> str:
@@ -120,13 +121,14 @@ def transfer(
     """
     eps = eps if eps is not None else 18 if zoo == "fashion69" else 8
     attack = partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
-    run = partial(ms.transfer, fold=fold, perturbations=perturbations, workers=workers, scheduler=scheduler)
+    run = partial(ms.transfer, workers=workers, scheduler=scheduler, network_memory=network_memory)
     check_number(most=127, eps=eps)
     check_number(step_size=step_size)
     networks, shown = _given(zoo, names, weights, images, image_seed, per_class=per_class, labels=labels)
     expected = expected_accuracy(expect, networks) if expect else {} if zoo == "imagenet69" else None
     test = ms.fashion_mnist("test") if probabilities and zoo == "fashion69" else None
-    run(networks, shown, attack, out, test_images=test, expected_accuracy=expected)
+    run = partial(run, fold=fold, perturbations=perturbations, expected_accuracy=expected)
+    run(networks, shown, attack, out, test_images=test)
     return f"the study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}"
 
 

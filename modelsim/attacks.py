@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from modelsim.images import check_images, check_labels, check_number, check_whole
+from modelsim.images import check_images, check_labels, check_number, check_whole, to_canvas
 
 _AT_A_TIME = 125
 """Images whose gradients are taken together."""
@@ -96,7 +96,8 @@ def logits(
     classifier : nn.Module
         Canvas to logits, on `device`.
     canvas : Tensor
-        (image, channel, height, width) in [0, 1]; the classifier is handed copies.
+        (image, channel, height, width) in [0, 1], or uint8 in 0 … 255, which is made float batch by batch;
+        the classifier is handed copies.
     device : str, optional
         Where the classifier is; by default where the canvas is.
 
@@ -107,7 +108,7 @@ def logits(
     """
     # Not inference_mode: what some networks keep from here, ConViT for one, autograd would refuse later.
     with frozen(classifier) as still, torch.no_grad():
-        parts = (batch.to(device or batch.device) for batch in canvas.split(batch_size))
+        parts = (to_canvas(batch.to(device or batch.device)) for batch in canvas.split(batch_size))
         # Copied, because a network may hand out one tensor again and again.
         return torch.cat([checked_logits(still, part).to("cpu", copy=True) for part in parts])
 

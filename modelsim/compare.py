@@ -27,7 +27,6 @@ from modelsim.study import (
     check_same_predictions,
     images_of,
     open_study,
-    perturbed,
     plain_attributes,
     setting_differences,
     settings_of,
@@ -164,7 +163,7 @@ class _Newcomer:
         """Raise unless the zoo's models are the study's, by their weights and by what they tell."""
         names = self.study.source.values.tolist()
         for other in tqdm(names, desc=f"{self.name}: the others", disable=not self.progress, leave=False):
-            told = self.engine.predictions(other, self.engine.images.images)
+            told = self.engine.predictions(other, self.engine.images.pixels)
             if self.engine.fingerprints[other] != self.study.model_sha256.sel(target=other):
                 raise ValueError(f"{other!r} of the zoo is not the one in the study: its weights differ")
             check_same_predictions(other, self.study.clean_prediction.sel(target=other).values, told)
@@ -179,10 +178,10 @@ class _Newcomer:
                 bar.update()
                 return engine.predictions(target, canvas)
 
-            others = (perturbed(engine.images, stored_change(self.study, other)) for other in names)
+            others = (engine.adversarial(stored_change(self.study, other)) for other in names)
             column = np.stack([shown(self.name, canvas) for canvas in others])
             change = engine.perturbation(self.name, bar.update)
-            mine = perturbed(engine.images, change)
+            mine = engine.adversarial(change)
             row = np.stack([shown(target, mine) for target in (*names, self.name)])
         return self._extended(row, column), change
 
@@ -199,7 +198,7 @@ class _Newcomer:
         if "images_without_gradient" in study:
             extended.images_without_gradient.loc[{"source": name}] = engine.images_without_gradient(name)
         if self.test_images:
-            told = engine.probabilities(name, self.test_images.images) * (1 / PROBABILITY_STEPS)
+            told = engine.probabilities(name, self.test_images.pixels) * (1 / PROBABILITY_STEPS)
             extended.clean_probability.loc[{"target": name}] = told
         hashes = np.array([*study.model_sha256.values, engine.fingerprints[name]])
         return extended.assign_coords(model_sha256=("target", hashes))

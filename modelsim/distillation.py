@@ -76,7 +76,7 @@ def teacher_logits(classifier: nn.Module, images: ImageSet) -> Tensor:
     TypeError, ValueError
         If the classifier misbehaves (wrong shape, NaN).
     """
-    canvases = images.images, images.images.flip(3)
+    canvases = images.pixels, images.pixels.flip(3)
     return torch.stack([logits(classifier, canvas, batch_size=500) for canvas in canvases])
 
 

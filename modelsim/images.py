@@ -6,7 +6,7 @@ import os
 import shlex
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from numbers import Integral, Real
@@ -96,15 +96,19 @@ def check_images(images: Tensor, *, what: str = "images", advice: str = _TO_CANV
         outside [0, 1].
     """
     _check_type(what, images, torch.float32, advice)
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"{what} must have shape (n, 1 or 3, height, width), got {tuple(images.shape)}")
-    if images.numel() == 0:
-        raise ValueError(f"the image set is empty: shape {tuple(images.shape)}")
+    _check_shape(what, images)
     if images.isnan().any():
         raise ValueError(f"{what}: {int(images.isnan().flatten(1).any(1).sum())} image(s) contain NaN")
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
         raise ValueError(f"{what} must lie in [0, 1], got values from {low:.8g} to {high:.8g}: {advice}")
+
+
+def _check_shape(what: str, images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"{what} must have shape (n, 1 or 3, height, width), got {tuple(images.shape)}")
+    if images.numel() == 0:
+        raise ValueError(f"the image set is empty: shape {tuple(images.shape)}")
 
 
 def check_labels(labels: Tensor, *, n_images: int, n_classes: int) -> None:
@@ -134,6 +138,13 @@ def _check_type(what: str, values: object, dtype: torch.dtype, advice: str) -> N
         raise TypeError(f"{what} must be a tensor of {dtype}, got {found}: {advice}")
 
 
+def to_canvas(pixels: Tensor) -> Tensor:
+    """Return the canvas, float32 in [0, 1], of pixels as an `ImageSet` keeps them."""
+    # Not by a number: on a GPU torch would multiply by its reciprocal, and round otherwise.
+    whole = torch.tensor(255, dtype=torch.float32, device=pixels.device)
+    return pixels / whole if pixels.dtype == torch.uint8 else pixels
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images on one canvas, with what is known of each.
@@ -144,10 +155,17 @@ class ImageSet:
     >>> images.images.shape
     torch.Size([1000, 1, 28, 28])
 
+    Only the part that is asked for is made float, so of a large set ask for one batch after the other:
+
+    >>> images[:100].images
+
     Attributes
     ----------
     images : Tensor
-        The canvas: float32 (n, channel, height, width) in [0, 1].
+        The canvas: float32 (n, channel, height, width) in [0, 1]. A set may also be made of 8-bit pixels,
+        uint8 in 0 … 255, and keeps them as they are; then this is a new tensor each time.
+    pixels : Tensor
+        What the set was made of: float32, or uint8, a quarter of the memory.
     labels : Tensor
         int64 (n,), indices into `classes`.
     ids : tuple of str
@@ -169,9 +187,10 @@ class ImageSet:
     ids: tuple[str, ...]
     classes: tuple[str, ...]
     name: str
+    pixels: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for what, values in {"images": self.images, "labels": self.labels}.items():
+        for what, values in {"images": self.pixels, "labels": self.labels}.items():
             if isinstance(values, Tensor) and (values.device.type != "cpu" or values.requires_grad):
                 raise ValueError(f"{what} must be plain values on the CPU: give {what}.detach().cpu()")
         check_strings("image ids", self.ids)
@@ -179,14 +198,17 @@ class ImageSet:
         check_strings("names of image sets", [self.name])
         for name in ("ids", "classes"):  # such as a list
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_images(self.images)
-        check_labels(self.labels, n_images=len(self.images), n_classes=len(self.classes))
+        if getattr(self.pixels, "dtype", None) == torch.uint8:
+            _check_shape("images", self.pixels)
+        else:
+            check_images(self.pixels)
+        check_labels(self.labels, n_images=len(self.pixels), n_classes=len(self.classes))
         n, given, unique = len(self), len(self.ids), len(set(self.ids))
         if not n == given == unique:
             raise ValueError(f"expected {n} unique image ids, got {given} of which {unique} differ")
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pixels)
 
     def __getitem__(self, positions: int | slice | Sequence[int] | NDArray[Any] | Tensor) -> "ImageSet":
         """Return copies of the images at `positions`, in that order.
@@ -204,17 +226,24 @@ class ImageSet:
         if places.ndim > 1:
             raise IndexError(f"positions must be one-dimensional, got {positions!r}")
         keep, ids = torch.from_numpy(places), tuple(self.ids[place] for place in places)
-        return ImageSet(self.images[keep], self.labels[keep], ids, self.classes, self.name)
+        return ImageSet(self.pixels[keep], self.labels[keep], ids, self.classes, self.name)
 
     def hashes(self) -> tuple[str, ...]:
         """Return the start of the SHA-256 of each image's pixels and label, to recognise parts of a set."""
-        pairs = zip(self.images.numpy(), self.labels.numpy(), strict=True)
-        return tuple(hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()[:16] for x, y in pairs)
+        pairs = zip(self._bytes(1), self.labels.numpy(), strict=True)
+        return tuple(hashlib.sha256(x + y.tobytes()).hexdigest()[:16] for x, y in pairs)
 
     def fingerprint(self) -> str:
         """SHA-256 of pixels, labels and ids, to tell two image sets apart."""
-        parts = self.images.numpy().tobytes(), self.labels.numpy().tobytes(), "\n".join(self.ids).encode()
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        digest = hashlib.sha256()
+        for part in self._bytes(100):
+            digest.update(part)
+        digest.update(self.labels.numpy().tobytes() + "\n".join(self.ids).encode())
+        return digest.hexdigest()
+
+    def _bytes(self, size: int) -> Iterator[bytes]:
+        """Yield the canvas in parts of `size` images."""
+        return (to_canvas(part).numpy().tobytes() for part in self.pixels.split(size))
 
     def balanced(self, n: int, *, seed: int = 0) -> "ImageSet":
         """Draw `n` images, the same number of every class, sorted by position in this set.
@@ -232,6 +261,13 @@ class ImageSet:
         if rest:
             raise ValueError(f"n must be a positive multiple of the {len(self.classes)} classes, got {n}")
         return self[_draw(self.labels.numpy(), self.classes, each, seed)]
+
+
+# Set after the constructor is made, which takes `images`, and keeps them as they are.
+ImageSet.images = property(  # type: ignore[assignment]
+    lambda images: to_canvas(images.pixels),
+    lambda images, given: object.__setattr__(images, "pixels", given),
+)
 
 
 def _draw(labels: NDArray[np.int64], classes: Sequence[str], each: int, seed: int) -> NDArray[np.int64]:
@@ -284,8 +320,8 @@ def fashion_mnist(split: str = "test", *, n: int | None = None, seed: int = 0) -
     pixels = _read_idx(Path(f"{stem}-images-idx3-ubyte.gz"), header=16).reshape(-1, 1, 28, 28)
     labels = torch.from_numpy(_read_idx(Path(f"{stem}-labels-idx1-ubyte.gz"), header=8).astype(np.int64))
     ids = tuple(f"{split}/{i:05d}" for i in range(len(labels)))
-    canvas, classes = torch.from_numpy(pixels / np.float32(255)), tuple(_CLASSES.split(", "))
-    images = ImageSet(canvas, labels, ids, classes, f"Fashion-MNIST {split}")
+    classes = tuple(_CLASSES.split(", "))
+    images = ImageSet(torch.tensor(pixels), labels, ids, classes, f"Fashion-MNIST {split}")
     return images if n is None else images.balanced(n, seed=seed)
 
 
@@ -361,7 +397,7 @@ def image_folder(
     classes = known if foreign else synsets
     places = torch.tensor([classes.index(name) for name in drawn])
     name = f"{Path(path).name}, {canvas} pixels"
-    return ImageSet(torch.stack(pixels) / 255, places, tuple(drawn.index), tuple(classes), name)
+    return ImageSet(torch.stack(pixels), places, tuple(drawn.index), tuple(classes), name)
 
 
 def _of_folders(path: str | Path) -> pd.Series:

@@ -159,7 +159,7 @@ def penultimate_features(classifier: nn.Module, images: ImageSet) -> _Floats:
     if not hasattr(network, "reset_classifier"):
         raise ValueError("features are read from timm's networks only, which have a reset_classifier")
     network.reset_classifier(0)
-    return logits(classifier, images.images).numpy()
+    return logits(classifier, images.pixels).numpy()
 
 
 def measure(

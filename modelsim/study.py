@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from modelsim.images import ImageSet
+from modelsim.images import ImageSet, to_canvas
 
 STORE = "study.zarr"
 """Name of the store in the folder of a study."""
@@ -127,7 +127,7 @@ class Store:
                 check_same_predictions(name, stored[name], clean[name])
             clean = {name: stored.get(name, clean[name]) for name in clean}
         if known is None or not self._is(known):
-            self._create(_first_values(clean, images, test_images), images.images.shape[1:], known)
+            self._create(_first_values(clean, images, test_images), images.pixels.shape[1:], known)
         for leftover in self.path.rglob("*.partial"):
             leftover.unlink(missing_ok=True)
         finished = _finished(self._group(), self.path)
@@ -534,7 +534,7 @@ def adversarial_images(study: xr.Dataset, source: str, images: ImageSet) -> Tens
     ValueError
         If `images` is another set than the study's, `source` is not in it, or it keeps no perturbations.
     """
-    return perturbed(images_of(study, images), stored_change(study, source))
+    return to_canvas(perturbed(images_of(study, images), stored_change(study, source)))
 
 
 def stored_change(study: xr.Dataset, source: str) -> NDArray[np.int8]:
@@ -552,13 +552,12 @@ def stored_change(study: xr.Dataset, source: str) -> NDArray[np.int8]:
     return change
 
 
-def to_8_bit(images: Tensor) -> Tensor:
-    """Round (not truncate) a canvas to whole 255ths, as int16."""
-    return (images * 255).round().to(torch.int16)
+def to_8_bit(pixels: Tensor) -> Tensor:
+    """Round (not truncate) a canvas to whole 255ths, as uint8."""
+    return pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
 
 
 def perturbed(images: ImageSet, change: NDArray[np.int8]) -> Tensor:
-    """Return the canvas of `images` after a change in whole 255ths, exactly as the targets see it."""
-    return (
-        to_8_bit(images.images) + torch.from_numpy(np.ascontiguousarray(change)).to(torch.int16)
-    ).float() / 255
+    """Return the pixels of `images` after a change in whole 255ths, as uint8."""
+    # In 8 bit a sum goes round at 256, so that a negative change may be read as one of 256 more.
+    return to_8_bit(images.pixels) + torch.from_numpy(np.ascontiguousarray(change)).view(torch.uint8)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from modelsim import zoo
 from modelsim.attacks import logits
-from modelsim.images import ImageSet, check_number, check_whole, fashion_mnist
+from modelsim.images import ImageSet, check_number, check_whole, fashion_mnist, to_canvas
 from modelsim.study import setting_differences
 from modelsim.workers import check_workers, side_by_side, sole_writer
 from modelsim.zoo import Classifier
@@ -180,7 +180,7 @@ def _step_loss(
     classifier: nn.Module, images: ImageSet, teacher: Teacher | None, positions: Tensor, mirrored: Tensor
 ) -> Tensor:
     """Return the loss of one batch."""
-    batch, labels = images.images[positions], images.labels[positions]
+    batch, labels = to_canvas(images.pixels[positions]), images.labels[positions]
     # All of these are copies, which a network may write into.
     said = classifier(torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(3), batch))
     if teacher is None:
@@ -319,7 +319,7 @@ def _descend(classifier: nn.Module, losses: "tqdm[Tensor]", schedule: LRSchedule
 
 def accuracy(classifier: nn.Module, images: ImageSet) -> float:
     """Share of `images` classified correctly, 0 … 1, in evaluation mode."""
-    return float((logits(classifier, images.images).argmax(1) == images.labels).double().mean())
+    return float((logits(classifier, images.pixels).argmax(1) == images.labels).double().mean())
 
 
 def _measured(recipe: Recipe, name: str, *, progress: bool) -> tuple[Classifier, dict[str, str]]:

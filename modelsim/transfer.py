@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from modelsim import __version__, attacks
 from modelsim.attacks import checked_logits, count_without_gradient, frozen, logits, pgd
-from modelsim.images import ImageSet, check_images, check_whole
+from modelsim.images import ImageSet, check_images, check_number, check_whole, to_canvas
 from modelsim.study import (
     PROBABILITY_STEPS,
     STORE,
@@ -43,9 +43,6 @@ from modelsim.zoo import CANVAS_RULE, check_names, fingerprint, naming
 from modelsim.zoo import fold as fold_classifier
 
 Attack = Callable[..., Tensor]
-
-_BUDGET = 2**30
-"""Bytes of weights that a process keeps at hand, so that a network needn't be loaded for each source."""
 
 _ASKED_AGAIN = 60
 """Images on which a network must tell the same in batches of other sizes and other company."""
@@ -71,58 +68,71 @@ class Engine:
     batch_size: int
     device: str
     fold: bool = True
+    network_memory: float = 2
+    """GiB of this computer's memory; see `transfer`."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of the networks that have been loaded."""
     _kept: dict[str, nn.Module] = field(default_factory=dict)
-    _bytes: int = 0
-    """Of the networks that are kept."""
+    _room: dict[str, float] = field(default_factory=dict)
+    """Bytes that are left for networks, by the device where they are kept."""
+    _last: dict[str, nn.Module] = field(default_factory=dict)
+    """The network asked for last, on the device."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Send no network that can be loaded again."""
-        return self.__dict__ | {"_kept": {}, "_bytes": 0}
+        return self.__dict__ | {"_kept": {}, "_room": {}, "_last": {}}
 
     def network(self, name: str) -> nn.Module:
-        """Load a network, or find it in memory, where networks stay up to a budget."""
-        if name in self._kept:
-            return self._kept[name]
+        """Load a network, or find it on the device or in memory, where networks stay while there is room."""
+        if name not in self._last:
+            self._last.clear()  # before another takes its memory
+            kept = self._kept.get(name)
+            self._last[name] = self._loaded(name) if kept is None else _on_device(kept, self.device)
+        return self._last[name]
+
+    def _keep(self, name: str, network: nn.Module) -> nn.Module:
+        """Keep a network on the device, else in memory, else not at all; return it."""
+        self._room = self._room or _room(self.device, self.network_memory)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(network))
+        if place := next((place for place in self._room if size <= self._room[place]), None):
+            self._room[place] -= size
+            self._kept[name] = _on_device(network, place)
+        return network
+
+    def _loaded(self, name: str) -> nn.Module:
+        """Load a network, check it, and prepare it."""
         loaded = self.zoo[name]
         with naming(name), frozen(loaded) as network:
             if self.fingerprints.setdefault(name, found := fingerprint(network)) != found:
                 raise ValueError("the zoo gives another network each time that it is asked for it")
-            if any(tensor.device.type != torch.device(self.device).type for tensor in _tensors(network)):
-                network = copy.deepcopy(network).to(self.device)
-            few = self.images.images[:8].to(self.device)
+            network = _on_device(network, self.device)
+            few = self.images[:8].images.to(self.device)
             with torch.no_grad():
                 told = checked_logits(network, few)
             if (told >= 0).all() and torch.allclose(told.sum(1), torch.ones_like(told[:, 0]), atol=1e-4):
                 raise ValueError("it returns probabilities instead of logits: leave out its softmax")
-            if self.fold:
-                network = fold_classifier(network, few)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(network))
-        if self._bytes + size < _BUDGET:
-            self._kept[name], self._bytes = network, self._bytes + size
-        return network
+            return self._keep(name, fold_classifier(network, few) if self.fold else network)
 
     def perturbation(self, name: str, attacked: Callable[[], object] = int) -> NDArray[np.int8]:
         """Attack a network batch by batch; return the change of every pixel, rounded to whole 255ths.
 
         `attacked` is called after every batch.
         """
-        adversarial, network = [], self.network(name)
+        change, network = np.empty(self.images.pixels.shape, np.int8), self.network(name)
         for start in range(0, len(self.images), self.batch_size):
+            part = self.images[start : start + self.batch_size]
             with naming(name), frozen(network) as still:
-                adversarial.append(self._attacked(still, start))
+                made = to_8_bit(self._attacked(still, part, start)).short() - to_8_bit(part.pixels)
+                if (most := int(made.abs().max())) > 127:
+                    raise ValueError(
+                        f"a perturbation of {most}/255 doesn't fit the store's 127/255: return the images in "
+                        "their order, changed by less than half of the canvas"
+                    )
+            change[start : start + self.batch_size] = made
             attacked()
-        change = to_8_bit(torch.cat(adversarial)) - to_8_bit(self.images.images)
-        if (most := int(change.abs().max())) > 127:
-            raise ValueError(
-                f"model {name!r}: a perturbation of {most}/255 doesn't fit the store's 127/255: return the "
-                "images in their order, changed by less than half of the canvas"
-            )
-        return change.numpy().astype(np.int8)
+        return change
 
-    def _attacked(self, network: nn.Module, start: int) -> Tensor:
-        part = self.images[start : start + self.batch_size]
+    def _attacked(self, network: nn.Module, part: ImageSet, start: int) -> Tensor:
         settings = attack_settings(self.attack)
         seed, eps = settings.get("seed"), settings.get("eps")
         advanced = {} if seed is None else {"seed": seed + start}
@@ -174,7 +184,7 @@ class Engine:
             If the network misbehaves, or tells images otherwise in batches of another size or in other
             company: it is random, or takes statistics of the batch.
         """
-        few = self.images.images[:_ASKED_AGAIN]
+        few = self.images.pixels[:_ASKED_AGAIN]
         expected = self.logits(name, few, batch_size=len(few)).argmax(1)
         differing = []
         for order, size in ((expected.argsort(stable=True), 7), (expected.argsort(descending=True), 11)):
@@ -185,17 +195,38 @@ class Engine:
                 f"model {name!r}: it tells {share:.0%} of {len(few)} images otherwise when they come in "
                 "batches of other sizes and company: switch off what is random or averages over the batch"
             )
-        return self.predictions(name, self.images.images)
+        return self.predictions(name, self.images.pixels)
 
     def images_without_gradient(self, name: str) -> int:
         """Count the clean images that leave an attack no gradient to follow."""
-        network, x, y = self.network(name), self.images.images, self.images.labels
+        network, parts = self.network(name), self.images.pixels.split(self.batch_size)
+        labels = self.images.labels.to(self.device).split(self.batch_size)
         with naming(name):
-            return count_without_gradient(network, x.to(self.device), y.to(self.device))
+            return sum(
+                count_without_gradient(network, to_canvas(x.to(self.device)), y)
+                for x, y in zip(parts, labels, strict=True)
+            )
+
+    def adversarial(self, change: NDArray[np.int8]) -> Tensor:
+        """Return all images after a change in whole 255ths, as uint8, on the device for every target."""
+        return perturbed(self.images, change).to(self.device)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
+
+
+def _on_device(network: nn.Module, device: str) -> nn.Module:
+    """Return the network if it is on that kind of device, else a copy of it that is."""
+    is_there = all(tensor.device.type == torch.device(device).type for tensor in _tensors(network))
+    return network if is_there else copy.deepcopy(network).to(device)
+
+
+def _room(device: str, memory: float) -> dict[str, float]:
+    """Return how many bytes networks may take on the device, and in memory."""
+    if torch.device(device).type != "cuda":
+        return {device: memory * 2**30}
+    return {device: torch.cuda.mem_get_info(device)[0] / 2, "cpu": memory * 2**30}
 
 
 @dataclass(frozen=True)
@@ -223,6 +254,7 @@ def transfer(
     fold: bool | None = None,
     perturbations: bool | None = None,
     expected_accuracy: Mapping[str, float] | None = None,
+    network_memory: float = 2,
     progress: bool = True,
 ) -> xr.Dataset:
     """Attack every classifier of `zoo` and show the adversarial images to all of them.
@@ -280,6 +312,9 @@ def transfer(
         Accuracy on clean images, 0 … 1, of those models of which it is known. With it, empty too, a model
         stops the run before any attack if on 500 images or more it is 10 points less accurate, or less than
         half as accurate as the median of its peers.
+    network_memory : float
+        GiB in which each process keeps networks, so that it asks the zoo for each of N only once; those
+        beyond are loaded anew for every source. On a GPU half of the memory that is free there comes first.
     progress : bool
         Show a progress bar.
 
@@ -317,12 +352,13 @@ def transfer(
         If `out` can't be written, no scheduler answers or it has no worker, or a worker died.
     """
     check_workers(workers, scheduler)
+    check_number(least=0, network_memory=network_memory)
     _check_input(zoo, images, test_images, batch_size)
     path = check_folder(out).absolute() / STORE
     stored = stored_settings(path)
     kept = stored.get("perturbations", True) if perturbations is None else perturbations
     fold = stored.get("fold", True) if fold is None else fold
-    engine = Engine(zoo, images, attack, batch_size, device or default_device(), fold)
+    engine = Engine(zoo, images, attack, batch_size, device or default_device(), fold, network_memory)
     settings = _settings(engine, test_images) | {"perturbations": kept}
     work = _Work(Store(path, settings), engine, test_images, expected_accuracy)
     study = _made(work, workers, scheduler, progress=progress)
@@ -411,7 +447,7 @@ def _finish_source(work: _Work, name: str) -> None:
     store, engine = work.store, work.engine
     _check_worker(store)
     change = store.fill("perturbation", name, lambda: engine.perturbation(name, work.attacked))
-    adversarial = perturbed(engine.images, change)
+    adversarial = engine.adversarial(change)
     rows = store.known("adversarial_prediction", name)
     for row, target in zip(rows, engine.zoo, strict=True):
         if is_absent("adversarial_prediction", row):
@@ -419,7 +455,7 @@ def _finish_source(work: _Work, name: str) -> None:
     store.write("adversarial_prediction", name, rows)
     store.fill("images_without_gradient", name, lambda: np.array(engine.images_without_gradient(name)))
     if (test := work.test_images) is not None:
-        store.fill("clean_probability", name, lambda: engine.probabilities(name, test.images))
+        store.fill("clean_probability", name, lambda: engine.probabilities(name, test.pixels))
     store.write("finished", name, values=True)
 
 

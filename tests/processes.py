@@ -1,6 +1,7 @@
 """Runs in processes of their own, which can be killed, and which wait where a test wants them to."""
 
 import os
+import resource
 import signal
 import time
 from contextlib import contextmanager
@@ -13,8 +14,11 @@ import dask
 import tiny
 import torch
 from distributed import LocalCluster
+from torch import nn
+from torch.nn.utils import skip_init
 
 import modelsim as ms
+from modelsim.transfer import Engine
 
 SECONDS = 120
 """After which a test gives up waiting, on a machine that is busy with other things."""
@@ -162,6 +166,24 @@ def transfer_in_a_terminal(out, errors, **options):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with dask.config.set(_FORKING), patch.dict(os.environ, TINY_SLEEP="0.2"):
         tiny.transfer(out, workers=2, **options)
+
+
+def _large(name):
+    torch.manual_seed(int(name))
+    network = skip_init(nn.Linear, 5000, 5000, bias=False)  # whose own way to draw weights takes longer
+    network.weight.data.uniform_(-1, 1)
+    return nn.Sequential(nn.Flatten(), network, nn.Linear(5000, 2))
+
+
+def note_memory(answer, n):
+    """Show the images made on one of `n` large networks to all, with room for one; note the MB of it."""
+    x, names = torch.rand(2, 1, 50, 100), [*map(str, range(n))]
+    images = ms.ImageSet(x, torch.arange(2), ["a", "b"], ["x", "y"], "noise")
+    engine = Engine(ms.Zoo(names, _large), images, ms.fgsm, 2, "cpu", network_memory=0.15)
+    shown = engine.adversarial(engine.perturbation("1"))
+    for name in names:
+        engine.predictions(name, shown)
+    answer.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10))
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 import hashlib
+import pickle
 import shlex
 import shutil
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -107,6 +109,35 @@ def test_fingerprint_changes_with_a_single_entry_and_the_hash_of_an_image_with_i
     assert differs == [place == 3 and what != "ids" for place in range(12)]
 
 
+def test_pixels_of_8_bit_are_kept_and_make_the_canvas_and_the_hashes_of_their_255ths():
+    pixels = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
+    divided = torch.from_numpy(pixels.numpy() / np.float32(255))
+    given, plain = (ms.ImageSet(x, torch.arange(4), [*"abcd"], [*"abcd"], "all") for x in (pixels, divided))
+    assert given.pixels is pixels
+    assert (given[1:3].pixels.dtype, given.balanced(4).pixels.dtype) == (torch.uint8, torch.uint8)
+    assert torch.equal(given.images, plain.images)
+    assert torch.equal(given[[3, 0]].images, divided[[3, 0]])
+    assert plain.images is divided
+    assert (given.fingerprint(), given.hashes()) == (plain.fingerprint(), plain.hashes())
+    whole = hashlib.sha256(divided.numpy().tobytes() + torch.arange(4).numpy().tobytes() + b"a\nb\nc\nd")
+    assert given.fingerprint() == whole.hexdigest()
+    for copy in (pickle.loads(pickle.dumps(given)), replace(given, name="other"), deepcopy(given)):
+        assert copy.fingerprint() == given.fingerprint()
+    given.images.zero_()
+    assert torch.equal(given.pixels.flatten(), torch.arange(256, dtype=torch.uint8))
+    with pytest.raises(FrozenInstanceError):
+        given.images = divided
+
+
+def test_fashion_mnist_is_kept_in_8_bit_and_its_fingerprint_is_that_of_the_shipped_study():
+    images, study = ms.fashion_mnist("test"), ms.open_study("data/fashion69")
+    assert images.pixels.dtype == ms.fashion_mnist("train").pixels.dtype == torch.uint8
+    assert images.fingerprint() == study.attrs["test_images_sha256"]
+    drawn = images[[images.ids.index(name) for name in study.image.values]]
+    assert drawn.fingerprint() == study.attrs["images_sha256"]
+    assert drawn.hashes() == tuple(study.image_sha256.values)
+
+
 def test_hash_is_the_start_of_a_sha256():
     one = image_set(torch.zeros(1, 1, 1, 1), (1,), ("a",))
     assert one.hashes() == (hashlib.sha256(b"\0\0\0\0" + b"\1\0\0\0\0\0\0\0").hexdigest()[:16],)
@@ -116,7 +147,9 @@ def test_hash_is_the_start_of_a_sha256():
     ("use", "error", "message"),
     [
         (lambda: image_set(np.zeros((3, 1, 8, 8), np.float32)), TypeError, "ndarray"),
-        (lambda: image_set((ONE * 255).to(torch.uint8)), TypeError, "uint8: .*divide 8-bit images by 255"),
+        (lambda: image_set((ONE * 255).long()), TypeError, "int64: .*divide 8-bit images by 255"),
+        (lambda: image_set(ONE[:, 0].byte()), ValueError, r"\(3, 8, 8\)"),
+        (lambda: image_set(ONE[:0].byte()), ValueError, r"empty: shape \(0, 1, 8, 8\)"),
         (lambda: image_set(ONE.double()), TypeError, r"float64: convert them by \.float\(\)"),
         (lambda: image_set(ONE.clone().requires_grad_()), ValueError, r"give images\.detach\(\)\.cpu\(\)"),
         (lambda: image_set(ONE.to("meta")), ValueError, "on the CPU"),

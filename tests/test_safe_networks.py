@@ -1,7 +1,6 @@
 """What networks of one's own do to a measurement: it is right, or they are refused or warned of by name."""
 
 import re
-import sys
 from functools import partial
 from itertools import count
 
@@ -101,16 +100,16 @@ def test_few_images_are_enough_and_the_global_random_state_is_left_alone(n, tmp_
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_zoo_that_loads_another_network_every_time_is_asked_once_or_refused(tmp_path, monkeypatch):
+def test_zoo_that_loads_another_network_every_time_is_asked_once_or_refused(tmp_path):
     """As `lambda name: timm.create_model(name)` does, whose weights are random."""
     loaded = []
     zoo = ms.Zoo(["odd"], lambda name: loaded.append(tiny.linear(len(loaded) + 1)) or loaded[-1])
     made = tiny.transfer(tmp_path / "kept", zoo=zoo, attack=QUICK)
     assert len(loaded) == 1
     assert made.clean_prediction.values.tolist() == [loaded[0](tiny.image_set().images).argmax(1).tolist()]
-    monkeypatch.setattr(sys.modules["modelsim.transfer"], "_BUDGET", 0)
+    pair = ms.Zoo(["other", "odd"], lambda name: zoo["odd"] if name == "odd" else tiny.linear(0))
     with pytest.raises(ValueError, match="model 'odd': the zoo gives another network each time"):
-        tiny.transfer(tmp_path / "not kept", zoo=zoo, attack=QUICK)
+        tiny.transfer(tmp_path / "not kept", zoo=pair, attack=QUICK, network_memory=0)
 
 
 # Networks that have learned other classes, or none, and those that can't be attacked

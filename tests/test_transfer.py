@@ -5,11 +5,13 @@ import math
 import re
 import shlex
 import shutil
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import processes
 import pytest
 import tiny
 import torch
@@ -94,6 +96,55 @@ def test_hand_made_studies_of_these_tests_have_the_layout_of_a_real_one(tmp_path
         for study in (tiny.transfer(tmp_path), tiny.study([0], [[0]], [[[0]]]))
     )
     assert real == made
+
+
+def test_study_of_8_bit_images_is_that_of_their_255ths_and_only_parts_are_made_float(tmp_path, monkeypatch):
+    plain = tiny.image_set(300)
+    given = replace(plain, images=(plain.images * 255).round().byte())
+    mine = dict(zoo=tiny.zoo(), images=given, test_images=given, attack=tiny.attack)
+
+    def study(folder, images):
+        tiny.transfer(tmp_path / folder, images=images, test_images=images, batch_size=25)
+        made = ms.compare(tiny.mlp(5), ms.open_study(tmp_path / folder), **(mine | {"images": images}))
+        return tiny.files(tmp_path / folder), made
+
+    files, compared = study("plain", plain)
+    sizes = []
+    for module in ("images", "attacks", "transfer", "study"):
+        module = sys.modules[f"modelsim.{module}"]
+
+        def noting(pixels, make=module.to_canvas):
+            sizes.append(len(pixels))
+            return make(pixels)
+
+        monkeypatch.setattr(module, "to_canvas", noting)
+    files_of_8_bit, compared_of_8_bit = study("8 bit", given)
+    assert files == files_of_8_bit
+    assert compared.identical(compared_of_8_bit)
+    assert max(sizes) <= 100
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_networks_are_loaded_once_each_while_there_is_room_and_the_study_is_the_same(kept, whole, tmp_path):
+    names = ["first", "third", "second"]
+    weights = [sum(p.numel() * 4 for p in tiny.zoo()[name].parameters()) for name in names]
+    weights[1] += 8 * 4 + 8  # what a batch normalisation counts; folded, it takes the convolution's place
+    loads = []
+    zoo = ms.Zoo(names, lambda name: loads.append(name) or tiny.zoo()[name])
+    memory = (sum(weights[:kept]) + 1) / 2**30
+    study = tiny.transfer(tmp_path, zoo=zoo, network_memory=memory, **TESTED)
+    assert [loads.count(name) for name in names[:kept]] == [1] * kept
+    # One is kept at hand in any case, so that first and last of a round are the same.
+    assert all(3 < loads.count(name) <= 7 for name in names[kept:]), loads
+    expected = ms.open_study(whole).sel(source=names, target=names)
+    assert tiny.same_predictions(study, expected)
+
+
+def test_memory_does_not_grow_with_the_number_of_networks_beyond_the_room_for_them(tmp_path):
+    for n in (3, 12):
+        assert processes.end(processes.start(processes.note_memory, tmp_path / str(n), n)) == 0
+    few, many = (float((tmp_path / str(n)).read_text()) for n in (3, 12))
+    assert many - few < 50  # of 25 million weights, each network has 100 MB
 
 
 def test_each_source_is_attacked_once_in_batches_of_advancing_seed(tmp_path):
