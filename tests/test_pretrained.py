@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import modelsim as ms
 from modelsim.__main__ import app
+from modelsim.plan import at_full_size
 from modelsim.pretrained import _PAPERS, expected_accuracy
 
 LITE = [f"tf_efficientnet_lite{i}" for i in range(3)]
@@ -386,3 +387,32 @@ def test_mistake_on_the_command_line_is_one_line(line, message):
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+OF_ALL_BASES = (
+    "resnet50", "resnetv2_50", "convnext_tiny", "efficientnet_b2", "mixnet_xl", "vit_small_patch16_224",
+    "swin_tiny_patch4_window7_224", "gmlp_s16_224", "visformer_small", "coat_lite_small",
+)  # fmt: skip
+
+
+def test_ten_networks_of_all_bases_at_their_true_sizes_go_through_all(photographs, tmp_path):
+    """Random weights, two photographs, one step; a network more is compared with the study."""
+    assert {ms.CATALOGUE[name].base for name in OF_ALL_BASES} == {a.base for a in ms.CATALOGUE.values()}
+    zoo = {name: at_full_size(name) for name in OF_ALL_BASES}
+    images = ms.image_folder(photographs, per_class=1, progress=False)[:2]
+    attack = partial(ms.pgd, eps=8 / 255, steps=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="model .*: ")  # they know nothing
+        study = ms.transfer(zoo, images, attack, tmp_path, device="cpu", progress=False)
+        newcomer = at_full_size("tf_efficientnet_lite0")
+        given = dict(images=images, zoo=zoo, device="cpu", progress=False)
+        extended = ms.compare(newcomer, study, name="newcomer", **given)
+    adversarial = ms.adversarial_images(study, "swin_tiny_patch4_window7_224", images)
+    change = (adversarial - images.images).abs()
+    assert 2 / 255 <= change.max() <= 8 / 255 + 1e-6
+    with torch.no_grad():
+        told = zoo["mixnet_xl"].eval()(adversarial).argmax(1).tolist()
+    stored = study.adversarial_prediction.sel(source="swin_tiny_patch4_window7_224", target="mixnet_xl")
+    assert stored.values.tolist() == told
+    assert extended.sizes["target"] == 11
+    assert (extended.adversarial_prediction >= 0).all()
