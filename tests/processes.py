@@ -165,13 +165,29 @@ def transfer_in_a_terminal(out, errors, **options):
 
 
 @contextmanager
+def forking():
+    """Make all processes that Dask starts forks as well."""
+    _start_server()
+    with dask.config.set(_FORKING):
+        yield
+
+
+@contextmanager
 def cluster():
     """One worker, a fork as well, for what would take seconds to start anew each time."""
-    _start_server()
     settings = dict(n_workers=1, threads_per_worker=1, memory_limit=None, dashboard_address="127.0.0.1:0")
     with (
-        dask.config.set(_FORKING),
+        forking(),
         LocalCluster(scheduler_kwargs={"allowed_failures": 0}, **settings) as one,
     ):
         one.wait_for_workers(1)
         yield one
+
+
+def serve(note):
+    """Run a cluster until it is killed; its address goes to a file."""
+    with cluster() as one:
+        partly = Path(f"{note}.part")
+        partly.write_text(one.scheduler_address)
+        partly.rename(note)
+        time.sleep(SECONDS)

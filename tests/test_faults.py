@@ -1,0 +1,163 @@
+"""Workers, clients and schedulers that are killed in mid-attack: what they lose is made again, the same."""
+
+import os
+import signal
+import sys
+import time
+from functools import partial
+
+import processes
+import pytest
+import tiny
+
+import modelsim as ms
+from modelsim.training import train_side_by_side
+
+NAMES = ("first", "second", "third")
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no SIGKILL")
+
+
+class Marked(tiny.Odd):
+    """A network that notes each step of attacks on it, and kills the first processes at their second."""
+
+    def __init__(self, notes, seed, *, kills=0, seconds=0):
+        super().__init__(inside=tiny.linear(seed))
+        self.notes, self.kills, self.seconds = notes, kills, seconds
+
+    def forward(self, x):
+        if x.requires_grad:
+            with self.notes.open("a") as notes:
+                notes.write(f"{os.getpid()}\n")
+            time.sleep(self.seconds)
+            steps = self.notes.read_text().split()
+            if steps.count(str(os.getpid())) == 2 and len(set(steps)) <= self.kills:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+def transfer(folder, kills=(0, 0, 0), *, seconds=0, **changed):
+    """Make a study of three networks; what is noted of their attacks begins anew."""
+    marked = {name: Marked(folder / name, seed) for seed, name in enumerate(NAMES)}
+    for network, times in zip(marked.values(), kills, strict=True):
+        network.notes.unlink(missing_ok=True)
+        network.kills, network.seconds = times, seconds
+    return tiny.transfer(folder / "study", zoo=marked, **changed)
+
+
+def steps(folder):
+    return [len((folder / name).read_text().split()) for name in NAMES]
+
+
+def dead(folder, name):
+    """How many processes have begun an attack, but for the one that finished it."""
+    return len(set((folder / name).read_text().split())) - 1
+
+
+def finished(folder):
+    return {path.name for path in (folder / "study" / "study.zarr" / "finished").glob("c.*")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The study of one process, and what that notes."""
+    folder = tmp_path_factory.mktemp("whole")
+    transfer(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def forking():
+    with processes.forking():
+        yield
+
+
+@pytest.fixture(scope="module")
+def address():
+    with processes.cluster() as one:
+        yield one.scheduler_address
+
+
+def test_killed_worker_loses_only_the_source_it_was_at(whole, tmp_path):
+    study = transfer(tmp_path, (0, 1, 0), workers=2)
+    assert tiny.files(tmp_path / "study") == tiny.files(whole / "study")
+    assert study.identical(ms.open_study(whole / "study"))
+    first, second, third = steps(whole)
+    assert steps(tmp_path) == [first, second + 2, third]
+    assert dead(tmp_path, "second") == 1
+
+
+def test_death_of_all_workers_and_what_they_hold_is_survived(whole, address, tmp_path):
+    transfer(tmp_path, (1, 1, 1), scheduler=address)
+    assert tiny.files(tmp_path / "study") == tiny.files(whole / "study")
+    assert [dead(tmp_path, name) for name in NAMES] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("where", ["here", "cluster"])
+def test_source_that_kills_every_worker_is_named_and_all_others_are_finished(where, whole, address, tmp_path):
+    given = dict(workers=2) if where == "here" else dict(scheduler=address)
+    with pytest.raises(ChildProcessError, match=r"^first: every worker that took it died"):
+        transfer(tmp_path, (99, 0, 0), **given)
+    assert finished(tmp_path) == {"c.1", "c.2"}
+    assert dead(tmp_path, "first") + 1 == (4 if where == "here" else 2)
+    assert steps(tmp_path)[1:] == steps(whole)[1:]
+    transfer(tmp_path, **given)
+    assert tiny.files(tmp_path / "study") == tiny.files(whole / "study")
+
+
+def test_client_killed_and_started_again_makes_the_same(whole, address, tmp_path):
+    run = processes.start(transfer, tmp_path, seconds=0.1, scheduler=address)
+    processes.wait_for(lambda: (tmp_path / "second").exists() or run.exitcode is not None)
+    run.kill()
+    assert processes.end(run) == -signal.SIGKILL
+    assert finished(tmp_path) < {"c.0", "c.1", "c.2"}
+    transfer(tmp_path, scheduler=address)
+    assert tiny.files(tmp_path / "study") == tiny.files(whole / "study")
+
+
+def test_scheduler_killed_is_an_error_and_another_one_makes_the_same(whole, tmp_path):
+    note = tmp_path / "address"
+    one = processes.start(processes.serve, note)
+    processes.wait_for(lambda: note.exists() or one.exitcode is not None)
+    run = processes.start(expect_no_scheduler, tmp_path, seconds=0.1, scheduler=note.read_text())
+    processes.wait_for(lambda: (tmp_path / "second").exists() or run.exitcode is not None)
+    one.kill()
+    assert processes.end(one) == -signal.SIGKILL
+    start = time.monotonic()
+    assert processes.end(run) == 0
+    assert time.monotonic() - start < 10
+    transfer(tmp_path, workers=2)
+    assert tiny.files(tmp_path / "study") == tiny.files(whole / "study")
+
+
+def expect_no_scheduler(folder, **options):
+    with pytest.raises(ConnectionError, match="lost the scheduler or its workers: start the same again"):
+        transfer(folder, **options)
+
+
+def train(folder, name):
+    """Train a network whose name says how it goes."""
+    (folder / f"{name} {os.getpid()}").touch()
+    if name == "killing" or (name == "killed" and len(list(folder.glob("killed *"))) == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "diverging":
+        raise FloatingPointError("loss is nan")
+    return name.upper()
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        (["killing"], ChildProcessError, "^killing: every worker that took it died"),
+        (["diverging"], FloatingPointError, "^diverging: loss is nan. The 3 others are trained"),
+        (["killing", "diverging"], ChildProcessError, "^diverging: loss is nan; killing: every worker"),
+    ],
+)
+def test_training_that_kills_or_diverges_is_named_and_all_others_are_stored(names, error, message, tmp_path):
+    stored, work = {}, partial(train, tmp_path)
+    items = [*names, "killed", "one", "other"]
+    with pytest.raises(error, match=message):
+        train_side_by_side(work, items, stored.__setitem__, workers=2, scheduler=None)
+    assert stored == {name: name.upper() for name in ("killed", "one", "other")}
+    assert len(list(tmp_path.glob("killed *"))) == 2
+    assert len(list(tmp_path.glob("one *"))) == len(list(tmp_path.glob("other *"))) == 1
