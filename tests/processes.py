@@ -178,7 +178,7 @@ def cluster():
     settings = dict(n_workers=1, threads_per_worker=1, memory_limit=None, dashboard_address="127.0.0.1:0")
     with (
         forking(),
-        LocalCluster(scheduler_kwargs={"allowed_failures": 0}, **settings) as one,
+        LocalCluster(scheduler_kwargs={"allowed_failures": 1}, **settings) as one,
     ):
         one.wait_for_workers(1)
         yield one
@@ -186,7 +186,8 @@ def cluster():
 
 def serve(note):
     """Run a cluster until it is killed; its address goes to a file."""
-    with cluster() as one:
+    forkserver._forkserver.ensure_running = lambda: None
+    with patch(f"{__name__}._start_server"), cluster() as one:
         partly = Path(f"{note}.part")
         partly.write_text(one.scheduler_address)
         partly.rename(note)

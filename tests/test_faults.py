@@ -12,6 +12,7 @@ import tiny
 
 import modelsim as ms
 from modelsim.training import train_side_by_side
+from modelsim.workers import side_by_side
 
 NAMES = ("first", "second", "third")
 
@@ -50,7 +51,7 @@ def steps(folder):
 
 
 def dead(folder, name):
-    """How many processes have begun an attack, but for the one that finished it."""
+    """How many processes have begun to attack a network, but for the last."""
     return len(set((folder / name).read_text().split())) - 1
 
 
@@ -99,7 +100,7 @@ def test_source_that_kills_every_worker_is_named_and_all_others_are_finished(whe
     with pytest.raises(ChildProcessError, match=r"^first: every worker that took it died"):
         transfer(tmp_path, (99, 0, 0), **given)
     assert finished(tmp_path) == {"c.1", "c.2"}
-    assert dead(tmp_path, "first") + 1 == (4 if where == "here" else 2)
+    assert dead(tmp_path, "first") == 3  # and the last one
     assert steps(tmp_path)[1:] == steps(whole)[1:]
     transfer(tmp_path, **given)
     assert tiny.files(tmp_path / "study") == tiny.files(whole / "study")
@@ -135,6 +136,24 @@ def expect_no_scheduler(folder, **options):
         transfer(folder, **options)
 
 
+def test_interruption_after_a_death_is_said_once_and_leaves_nothing_running(tmp_path):
+    zoo = {name: Marked(tmp_path / name, 0, kills=1, seconds=0.1) for name in NAMES}
+    errors = tmp_path / "errors"
+    os.mkfifo(errors)
+    given = dict(zoo=zoo, device="cpu")
+    run = processes.start(processes.transfer_in_a_terminal, str(tmp_path / "study"), str(errors), **given)
+    with errors.open() as pipe:
+        note = tmp_path / "first"
+        processes.wait_for(lambda: (note.exists() and dead(tmp_path, "first")) or run.exitcode is not None)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+        start = time.monotonic()
+        said = pipe.read()  # until the last process that holds the pipe is gone
+    assert processes.end(run) == 1
+    assert time.monotonic() - start < 10
+    assert said.count("Traceback") == 1
+    assert said.endswith("KeyboardInterrupt\n")
+
+
 def train(folder, name):
     """Train a network whose name says how it goes."""
     (folder / f"{name} {os.getpid()}").touch()
@@ -159,5 +178,48 @@ def test_training_that_kills_or_diverges_is_named_and_all_others_are_stored(name
     with pytest.raises(error, match=message):
         train_side_by_side(work, items, stored.__setitem__, workers=2, scheduler=None)
     assert stored == {name: name.upper() for name in ("killed", "one", "other")}
-    assert len(list(tmp_path.glob("killed *"))) == 2
-    assert len(list(tmp_path.glob("one *"))) == len(list(tmp_path.glob("other *"))) == 1
+    assert len(list(tmp_path.glob("killed *"))) > 1
+
+
+FAKE = """
+from distributed import LocalCluster
+
+class LocalCUDACluster(LocalCluster):
+    def __init__(self, *, n_workers, device_memory_limit, **options):
+        super().__init__(n_workers=0, **options)
+        self.scale(n_workers)
+        self.sync(self._correct_state)
+
+    def new_worker_spec(self):
+        gpu = len(self.worker_spec)
+        env = {"CUDA_VISIBLE_DEVICES": str(gpu)}
+        return {gpu: self.new_spec | {"options": self.new_spec["options"] | {"env": env}}}
+"""
+
+
+def seen(_, item):
+    time.sleep(0.5)
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_each_of_several_workers_for_gpus_is_one_of_dask_cuda(tmp_path, monkeypatch):
+    (tmp_path / "dask_cuda.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    found = {}
+    side_by_side(seen, None, range(4), found.__setitem__, workers=2, device="cuda:0")
+    assert set(found.values()) == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [(3, "3 workers for 2 GPUs: give at most one a GPU"), (2, r"pip install 'modelsim\[gpu\]', or give one")],
+)
+def test_workers_without_gpus_or_dask_cuda_are_refused_before_anything_is_written(
+    workers, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)
+    with pytest.raises(ValueError, match=message):
+        tiny.transfer(tmp_path / "study", device="cuda", workers=workers)
+    assert not (tmp_path / "study").exists()
