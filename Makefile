@@ -52,7 +52,7 @@ bench: $(READY)
 	$(RUN) tests/bench_attacks.py
 
 lock:
-	uv pip compile --universal --fork-strategy fewest --python-version 3.11 --all-extras --quiet pyproject.toml --output-file requirements.lock
+	uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra book --extra test --extra bench --quiet pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf book/_build

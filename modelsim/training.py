@@ -424,7 +424,10 @@ def train_side_by_side(
             except (FloatingPointError, ValueError) as error:
                 failed.append(f"{item}: {error}")
 
-        side_by_side(_attempt, work, items, finish, workers=workers, scheduler=scheduler)
+        try:
+            side_by_side(_attempt, work, items, finish, workers=workers, scheduler=scheduler)
+        except ChildProcessError as error:
+            raise ChildProcessError("; ".join([*failed, str(error)])) from error
     if failed:
         raise FloatingPointError(f"{'; '.join(failed)}. The {len(items) - len(failed)} others are trained")
 

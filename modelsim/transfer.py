@@ -294,9 +294,10 @@ def transfer(
     device : str, optional
         By default `"cuda"` where there is one, else `"cpu"`.
     workers : int
-        Processes that finish sources side by side and share torch's threads. Each gets the images and
-        the zoo once, so a plain dictionary of classifiers is in memory once a process, a `Zoo` is
-        not. The predictions are those of one process with as many threads as a worker has: another
+        Processes that finish sources side by side and share torch's threads; on `"cuda"` each has a GPU,
+        by dask-cuda. One that dies is started anew and has lost the source that it was at. Each gets the
+        images and the zoo once, so a plain dictionary of classifiers is in memory once a process, a `Zoo`
+        is not. The predictions are those of one process with as many threads as a worker has: another
         number of threads may sum in another order, and tip an image on a decision boundary.
     scheduler : str, optional
         Address of a Dask scheduler, such as `"tcp://10.0.0.1:8786"`, whose workers are used instead.
@@ -337,8 +338,8 @@ def transfer(
         other company; is less accurate than expected), the attack leaves the canvas or its `eps`, or can't
         be recorded, or `out` holds a study with other settings or other networks: the message names the
         difference. What was finished before stays on disk. Also if `test_images` has other classes than
-        `images`, `workers` is less than 1 or given beside `scheduler`, or a worker of the scheduler has
-        several threads or another environment.
+        `images`, `workers` is less than 1, more than there are GPUs or given beside `scheduler`, or a worker
+        of the scheduler has several threads or another environment.
     TypeError
         If the zoo, the images, a name or a classifier isn't one, or there are several workers and the zoo or
         the attack can't be pickled.
@@ -349,16 +350,18 @@ def transfer(
     FileExistsError
         If `out/study.zarr` is something else than a study.
     OSError
-        If `out` can't be written, no scheduler answers or it has no worker, or a worker died.
+        If `out` can't be written, no scheduler answers or it has no worker, or every worker died that was at
+        some source: the message names it, and all others are finished.
     """
-    check_workers(workers, scheduler)
+    device = device or default_device()
+    check_workers(workers, scheduler, device)
     check_number(least=0, network_memory=network_memory)
     _check_input(zoo, images, test_images, batch_size)
     path = check_folder(out).absolute() / STORE
     stored = stored_settings(path)
     kept = stored.get("perturbations", True) if perturbations is None else perturbations
     fold = stored.get("fold", True) if fold is None else fold
-    engine = Engine(zoo, images, attack, batch_size, device or default_device(), fold, network_memory)
+    engine = Engine(zoo, images, attack, batch_size, device, fold, network_memory)
     settings = _settings(engine, test_images) | {"perturbations": kept}
     work = _Work(Store(path, settings), engine, test_images, expected_accuracy)
     study = _made(work, workers, scheduler, progress=progress)
@@ -439,7 +442,9 @@ def _finish(
 
         if workers == 1 and not scheduler:
             work = replace(work, attacked=bar.update)
-        side_by_side(_finish_source, work, missing, show, workers=workers, scheduler=scheduler)
+        side_by_side(
+            _finish_source, work, missing, show, workers=workers, scheduler=scheduler, device=engine.device
+        )
 
 
 def _finish_source(work: _Work, name: str) -> None:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +19,21 @@ from filelock import FileLock, Timeout
 from modelsim.images import check_whole
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future, LocalCluster
 
 _SECONDS_TO_WAIT = 60
 """How long a scheduler may take to offer the first worker."""
 
-_ENVIRONMENT = {
-    f"distributed.nanny.pre-spawn-environ.MALLOC_{what}_THRESHOLD_": 2**30 for what in ("TRIM", "MMAP")
+_SETTINGS = {
+    # Dask's defaults have every tensor mapped and unmapped anew: three times slower.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**30,
+    # Long enough to start all workers anew, even from a slow disk.
+    "distributed.scheduler.no-workers-timeout": "5 minutes",
+    # What all share is large, and sent once.
+    "distributed.admin.large-graph-warning-threshold": "1 PB",
 }
-"""Of our own processes. Dask's default has every tensor mapped and unmapped anew: three times slower."""
+"""Of Dask, for our own processes."""
 
 
 @contextmanager
@@ -59,11 +67,22 @@ def sole_writer(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def check_workers(workers: int, scheduler: str | None) -> None:
-    """Raise unless the work is for at least one process of our own, or for a scheduler's."""
+def check_workers(workers: int, scheduler: str | None, device: str = "cpu") -> None:
+    """Raise unless the work is for at least one process of our own, with a GPU if asked, or a scheduler's."""
     check_whole(workers=workers)
-    if workers > 1 and scheduler:
+    if workers == 1:
+        return
+    if scheduler:
         raise ValueError(f"give workers={workers} or scheduler={scheduler!r}, not both")
+    if _is_gpu(device) and workers > (n := torch.cuda.device_count()):
+        raise ValueError(f"{workers} workers for {n} GPUs: give at most one a GPU")
+    if _is_gpu(device) and find_spec("dask_cuda") is None:
+        what = f"{workers} workers on GPUs need dask-cuda, which is for Linux"
+        raise ValueError(f"{what}: pip install 'modelsim[gpu]', or give one worker")
+
+
+def _is_gpu(device: str) -> bool:
+    return torch.device(device).type == "cuda"
 
 
 def side_by_side(
@@ -74,11 +93,13 @@ def side_by_side(
     *,
     workers: int = 1,
     scheduler: str | None = None,
+    device: str = "cpu",
 ) -> None:
     """Call `function(shared, item)` for every item, and `done(item, result)` here after each.
 
     One worker is this process, and works in the order of the items. Others get `shared` once. An
     exception of one call is raised here, and the calls that haven't finished by then are given up.
+    A worker that dies loses only the call that it was in, which is begun anew elsewhere.
 
     Parameters
     ----------
@@ -87,52 +108,100 @@ def side_by_side(
     scheduler : str, optional
         Address of a running Dask scheduler, such as `"tcp://10.0.0.1:8786"`, whose workers, with
         torch's threads as they are there, are used instead.
+    device : str
+        If it is `"cuda"`, each of several processes here sees one GPU, its own.
 
     Raises
     ------
     TypeError
         If `shared` can't be pickled.
     ValueError
-        If `workers` is less than 1 or given beside `scheduler`, or a worker of the scheduler has
-        several threads.
+        If `workers` is less than 1 or given beside `scheduler`, a worker of the scheduler has several
+        threads, or several workers for GPUs are more than these or lack dask-cuda.
     RuntimeError
         If a script calls this outside `if __name__ == "__main__":`, which its own processes import.
+    ChildProcessError
+        If every worker that took an item died of it: the message names the item, and all others are done.
     OSError
-        If there is no scheduler at the address, it has no worker, or a worker died.
+        If there is no scheduler at the address, it goes away, or it has no worker.
     """
-    check_workers(workers, scheduler)
+    check_workers(workers, scheduler, device)
     if not items or (workers == 1 and not scheduler):
         for item in items:
             done(item, function(shared, item))
         return
-    # Imported here because it takes a second, which work in one process needn't wait for.
-    from distributed import KilledWorker, as_completed
-
-    _check_picklable(shared)
+    packed = _packed(shared)
     threads = None if scheduler else max(1, torch.get_num_threads() // workers)
-    with _connected(workers, scheduler) as client:
-        sent = client.scatter(shared, broadcast=True, hash=False)
-        calls = {client.submit(_call, function, sent, item, threads, pure=False): item for item in items}
-        try:
-            for call in as_completed(calls, loop=client.loop):
-                done(calls[call], call.result())
-        except (KilledWorker, CancelledError) as error:
-            raise ChildProcessError(f"a worker died, perhaps of too little memory: {error}") from error
-        finally:
-            client.cancel(list(calls))
+    with _connected(workers, scheduler, device) as client:
+        # Made by a call, it is made again when the workers that have it are dead.
+        sent = client.submit(_Shared, packed, pure=False)
+        client.replicate([sent])
+        finish = partial(_finish, client, partial(_call, function, threads), sent, done=done)
+        # Where a worker died, what only waited there is under suspicion as well, until it is tried alone.
+        killers = [item for suspect in finish(items) for item in finish([suspect])]
+    if killers:
+        names = ", ".join(map(str, killers))
+        raise ChildProcessError(
+            f"{names}: every worker that took it died, perhaps of too little memory. All others are finished"
+        )
 
 
-def _call(function: Callable[[Any, Any], Any], shared: object, item: Any, threads: int | None) -> Any:
+class _Shared:
+    """What all calls share, sent on from worker to worker as it came, whatever a call does with it."""
+
+    def __init__(self, packed: bytes) -> None:
+        self.packed = packed
+
+    def __reduce__(self) -> tuple[type, tuple[bytes]]:
+        return _Shared, (self.packed,)
+
+    @cached_property
+    def content(self) -> Any:
+        from distributed.protocol import pickle
+
+        return pickle.loads(self.packed)
+
+
+def _call(function: Callable[[Any, Any], Any], threads: int | None, shared: _Shared, item: Any) -> Any:
     if threads is not None:
         torch.set_num_threads(threads)
-    return function(shared, item)
+    return function(shared.content, item)
 
 
-def _check_picklable(shared: object) -> None:
+def _finish(
+    client: "Client",
+    call: Callable[[_Shared, Any], Any],
+    sent: "Future[_Shared]",
+    items: Sequence[Any],
+    *,
+    done: Callable[[Any, Any], None],
+) -> list[Any]:
+    """Call for each item, and `done` here; return those whose workers died time and again."""
+    from distributed import KilledWorker, as_completed
+    from distributed.scheduler import NoWorkerError
+
+    calls = {client.submit(call, sent, item, pure=False): item for item in items}
+    suspects: list[Any] = []
+    try:
+        for future in as_completed(calls, loop=client.loop):
+            try:
+                result = future.result()
+            except KilledWorker:
+                suspects.append(calls[future])
+            else:
+                done(calls[future], result)
+    except (CancelledError, NoWorkerError) as error:
+        raise ConnectionError(f"lost the scheduler or its workers: start the same again ({error})") from error
+    finally:
+        client.cancel(list(calls))
+    return suspects
+
+
+def _packed(shared: object) -> bytes:
     from distributed.protocol import pickle
 
     try:
-        pickle.dumps(shared)
+        return pickle.dumps(shared)
     except Exception as error:  # whatever an object's own way of pickling raises
         raise TypeError(
             "with several workers what is worked on is sent to other processes, and a part of it "
@@ -142,34 +211,44 @@ def _check_picklable(shared: object) -> None:
 
 
 @contextmanager
-def _connected(workers: int, scheduler: str | None) -> "Iterator[Client]":
+def _connected(workers: int, scheduler: str | None, device: str) -> "Iterator[Client]":
     """Connect to a scheduler, or to one of our own with as many processes as `workers`."""
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
-    if scheduler:
-        with Client(scheduler, set_as_default=False) as client:
-            client.wait_for_workers(1, timeout=_SECONDS_TO_WAIT)
-            _check_threads(client)
+    with dask.config.set(_SETTINGS):
+        if scheduler:
+            with Client(scheduler, set_as_default=False) as client:
+                client.wait_for_workers(1, timeout=_SECONDS_TO_WAIT)
+                _check_threads(client)
+                yield client
+            return
+        with _cluster(workers, device) as cluster, Client(cluster, set_as_default=False) as client:
+            # A terminal sends Ctrl-C to the workers too: this process alone ends them.
+            client.register_worker_callbacks(_ignore_interrupt)
             yield client
-        return
-    # What goes wrong in a call is raised in this process; there is no need to log it as well.
-    with (
-        dask.config.set(_ENVIRONMENT),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            memory_limit=None,
-            # Any free port: the usual one is taken where another scheduler runs.
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False, "allowed_failures": 0},
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        # A terminal sends Ctrl-C to the workers too: this process alone ends them.
-        client.run(_ignore_interrupt)
-        yield client
+
+
+def _cluster(workers: int, device: str) -> "LocalCluster":
+    """Start processes of our own, each with a GPU of its own if it works on one."""
+    from distributed import LocalCluster
+
+    options: dict[str, Any] = dict(
+        n_workers=workers,
+        threads_per_worker=1,
+        memory_limit=None,
+        # Any free port: the usual one is taken where another scheduler runs.
+        dashboard_address="127.0.0.1:0",
+        # A call whose worker died is given to one more, and then under suspicion.
+        scheduler_kwargs={"dashboard": False, "allowed_failures": 1},
+        # What goes wrong in a call is raised in this process; there is no need to log it as well.
+        silence_logs=logging.CRITICAL,
+    )
+    if _is_gpu(device):
+        from dask_cuda import LocalCUDACluster
+
+        return LocalCUDACluster(device_memory_limit=None, **options)
+    return LocalCluster(**options)
 
 
 def _check_threads(client: "Client") -> None:

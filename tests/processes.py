@@ -187,13 +187,30 @@ def note_memory(answer, n):
 
 
 @contextmanager
+def forking():
+    """Make all processes that Dask starts forks as well."""
+    _start_server()
+    with dask.config.set(_FORKING):
+        yield
+
+
+@contextmanager
 def cluster():
     """One worker, a fork as well, for what would take seconds to start anew each time."""
-    _start_server()
     settings = dict(n_workers=1, threads_per_worker=1, memory_limit=None, dashboard_address="127.0.0.1:0")
     with (
-        dask.config.set(_FORKING),
-        LocalCluster(scheduler_kwargs={"allowed_failures": 0}, **settings) as one,
+        forking(),
+        LocalCluster(scheduler_kwargs={"allowed_failures": 1}, **settings) as one,
     ):
         one.wait_for_workers(1)
         yield one
+
+
+def serve(note):
+    """Run a cluster until it is killed; its address goes to a file."""
+    forkserver._forkserver.ensure_running = lambda: None
+    with patch(f"{__name__}._start_server"), cluster() as one:
+        partly = Path(f"{note}.part")
+        partly.write_text(one.scheduler_address)
+        partly.rename(note)
+        time.sleep(SECONDS)

@@ -1,12 +1,15 @@
 """What only a GPU can prove; skipped where there is none."""
 
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 import modelsim as ms
+from modelsim.workers import side_by_side
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -49,3 +52,19 @@ def test_gpu_is_faster_than_the_cpu():
         return np.median(runs[1:])
 
     assert seconds("cuda") < seconds("cpu")
+
+
+@pytest.mark.skipif(find_spec("dask_cuda") is None, reason="no dask-cuda here")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs here")
+def test_each_of_two_workers_has_a_gpu_of_its_own_and_makes_the_study_of_one(tmp_path):
+    seen = {}
+    side_by_side(visible, None, [0, 1, 2, 3], seen.__setitem__, workers=2, device="cuda")
+    assert len(set(seen.values())) == 2
+    given = dict(zoo=tiny.zoo(), images=tiny.image_set(), device="cuda", progress=False)
+    one, two = (ms.transfer(out=tmp_path / str(n), workers=n, **given) for n in (1, 2))
+    assert (two.adversarial_prediction == one.adversarial_prediction).mean() >= 0.95
+
+
+def visible(_, item):
+    time.sleep(1)
+    return str(torch.cuda.get_device_properties(0).uuid)

@@ -22,7 +22,7 @@ FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)^\1 *$", re.M | re.S)
 
 NOT_RUN = {
     r"^(make|conda) ": "makes an environment or the book",
-    r"^dask |tcp://": "needs other machines",
+    r"^dask |^from dask_|tcp://": "needs other machines",
     r"modelsim (train|distill)\b": "trains, for minutes or hours",
     r"\bms\.fit\(ms\.build\(": "trains six networks, for minutes",
     r"modelsim transfer [^\n]*\$": "attacks with many settings or many networks, for minutes or hours",

@@ -173,7 +173,7 @@ def test_interrupted_run_of_two_processes_says_so_once_and_leaves_nothing_runnin
     assert files(out) == files(whole)
 
 
-def test_worker_that_dies_is_reported(address, tmp_path):
-    with pytest.raises(OSError, match="a worker died, perhaps of too little memory"):
+def test_source_whose_workers_die_is_reported(address, tmp_path):
+    with pytest.raises(OSError, match=r"^dying: every worker that took it died, perhaps of too"):
         tiny.transfer(tmp_path, zoo={"dying": Kept(partial(os._exit, 1))}, scheduler=address)
     assert finished(tmp_path) == set()
