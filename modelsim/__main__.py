@@ -23,6 +23,7 @@ from modelsim.catalogue import CATALOGUE
 from modelsim.images import check_number
 from modelsim.scores import Measure
 from modelsim.training import Kind, train_zoo
+from modelsim.transfer import Precision
 from modelsim.zoo import naming, split_model_name, unknown_name_message
 
 Strings = list[str] | None
@@ -96,6 +97,7 @@ def transfer(
     fold: Annotated[bool | None, Option(help="Make convolution and batch normalisation one: faster.")] = None,
     perturbations: Annotated[bool | None, Option(help="Keep adversarial images, for `compare`.")] = None,
     network_memory: Annotated[float, Option(min=0, help="GiB to keep networks in, a process.")] = 2,
+    precision: Annotated[Precision, Option(help="In which networks compute.")] = "fp32",
     workers: Workers = 1,
     scheduler: Scheduler = None,
 ) -> str:
@@ -114,12 +116,13 @@ def transfer(
     """
     eps = eps if eps is not None else 18 if zoo == "fashion69" else 8
     attack = partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
-    run = partial(ms.transfer, fold=fold, perturbations=perturbations, network_memory=network_memory)
+    options: dict[str, Any] = dict(fold=fold, perturbations=perturbations, network_memory=network_memory)
+    options |= dict(precision=precision, workers=workers, scheduler=scheduler)
     check_number(most=127, eps=eps)
     check_number(step_size=step_size)
     networks, shown = _given(zoo, names, weights, images, per_class, image_seed)
     test = ms.fashion_mnist("test") if probabilities and zoo == "fashion69" else None
-    run(networks, shown, attack, out, test_images=test, workers=workers, scheduler=scheduler)
+    ms.transfer(networks, shown, attack, out, test_images=test, **options)
     return f"the study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}"
 
 
