@@ -27,6 +27,7 @@ from modelsim.plan import at_full_size
 from modelsim.pretrained import expected_accuracy
 from modelsim.scores import Measure
 from modelsim.training import Kind, train_zoo
+from modelsim.transfer import Precision
 from modelsim.zoo import naming, split_model_name, unknown_name_message
 
 Strings = list[str] | None
@@ -102,6 +103,7 @@ def transfer(
     fold: Annotated[bool | None, Option(help="Make convolution and batch normalisation one: faster.")] = None,
     perturbations: Annotated[bool | None, Option(help="Keep adversarial images, for `compare`.")] = None,
     network_memory: Annotated[float, Option(min=0, help="GiB to keep networks in, a process.")] = 2,
+    precision: Annotated[Precision, Option(help="In which networks compute.")] = "fp32",
     workers: Workers = 1,
     scheduler: Scheduler = None,
 ) -> str:
@@ -121,14 +123,15 @@ def transfer(
     """
     eps = eps if eps is not None else 18 if zoo == "fashion69" else 8
     attack = partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
-    run = partial(ms.transfer, workers=workers, scheduler=scheduler, network_memory=network_memory)
+    options: dict[str, Any] = dict(fold=fold, perturbations=perturbations, network_memory=network_memory)
+    options |= dict(precision=precision, workers=workers, scheduler=scheduler)
     check_number(most=127, eps=eps)
     check_number(step_size=step_size)
     networks, shown = _given(zoo, names, weights, images, image_seed, per_class=per_class, labels=labels)
     expected = expected_accuracy(expect, networks) if expect else {} if zoo == "imagenet69" else None
     test = ms.fashion_mnist("test") if probabilities and zoo == "fashion69" else None
-    run = partial(run, fold=fold, perturbations=perturbations, expected_accuracy=expected)
-    run(networks, shown, attack, out, test_images=test)
+    options |= dict(expected_accuracy=expected)
+    ms.transfer(networks, shown, attack, out, test_images=test, **options)
     return f"the study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}"
 
 

@@ -5,9 +5,10 @@ adversarial images on the same canvas. Any callable of this form can be given to
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,10 @@ from modelsim.images import check_images, check_labels, check_number, check_whol
 
 _AT_A_TIME = 125
 """Images whose gradients are taken together."""
+
+_Limits = WeakKeyDictionary[nn.Module, int]
+_LOGITS, _GRADIENTS = _Limits(), _Limits()
+"""How many images a network can take together, where memory ran out with more."""
 
 
 @contextmanager
@@ -67,9 +72,13 @@ def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
     ------
     ValueError
         If the classifier raises, or its output isn't a tensor of shape (n, class), or holds NaN or infinity.
+    torch.OutOfMemoryError
+        If the classifier raises that.
     """
     try:
         logits = classifier(images.clone())
+    except torch.OutOfMemoryError:  # which has another remedy
+        raise
     except Exception as error:  # whatever a network raises
         raise ValueError(
             f"{type(error).__name__}: {str(error).rstrip('.')}. A classifier takes a canvas in [0, 1], here "
@@ -84,6 +93,24 @@ def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
         what, count = "NaN" if logits.isnan().any() else "infinite", int((~finite.all(1)).sum())
         raise ValueError(f"the classifier returned {what} logits for {count} of {len(images)} images")
     return logits.float()
+
+
+def _in_parts(
+    compute: Callable[[slice], Tensor], n_images: int, classifier: nn.Module, limits: _Limits, most: int
+) -> Tensor:
+    """Compute for at most so many images together, and for half as many whenever memory runs out."""
+    results, start = [], 0
+    while start < n_images:
+        size = min(most, limits.get(classifier, most), n_images - start)
+        try:
+            results.append(compute(slice(start, start + size)))
+        except torch.OutOfMemoryError as error:
+            if size == 1:
+                raise ValueError(f"memory doesn't suffice for a single image: {error}") from error
+            limits[classifier] = size // 2
+        else:
+            start += size
+    return torch.cat(results)
 
 
 def logits(
@@ -104,29 +131,34 @@ def logits(
     Raises
     ------
     TypeError, ValueError
-        As `frozen` and `checked_logits`.
+        As `frozen` and `checked_logits`; or if memory doesn't suffice for a single image.
     """
     # Not inference_mode: what some networks keep from here, ConViT for one, autograd would refuse later.
     with frozen(classifier) as still, torch.no_grad():
-        parts = (to_canvas(batch.to(device or batch.device)) for batch in canvas.split(batch_size))
-        # Copied, because a network may hand out one tensor again and again.
-        return torch.cat([checked_logits(still, part).to("cpu", copy=True) for part in parts])
+
+        def compute(part: slice) -> Tensor:
+            images = to_canvas(canvas[part].to(device or canvas.device))
+            # Copied, because a network may hand out one tensor again and again.
+            return checked_logits(still, images).to("cpu", copy=True)
+
+        return _in_parts(compute, len(canvas), classifier, _LOGITS, batch_size)
 
 
 def input_gradients(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the cross-entropy of each image with respect to its own pixels."""
-    # An image's gradient doesn't depend on its batch, and what a network keeps for it fills the memory.
-    gradients = []
-    for part, of_part in zip(images.split(_AT_A_TIME), labels.split(_AT_A_TIME), strict=True):
-        leaf = part.detach().clone().requires_grad_(True)
-        loss = cross_entropy(checked_logits(classifier, leaf), of_part.clone(), reduction="sum")
+
+    def compute(part: slice) -> Tensor:
+        leaf = images[part].detach().clone().requires_grad_(True)
+        loss = cross_entropy(checked_logits(classifier, leaf), labels[part].clone(), reduction="sum")
         gradient = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
         if gradient is None:
             raise ValueError(
                 "its logits can't be differentiated by its images: look for no_grad, detach or argmax in it"
             )
-        gradients.append(gradient)
-    return torch.cat(gradients)
+        return gradient
+
+    # An image's gradient doesn't depend on its batch, and what a network keeps for it fills the memory.
+    return _in_parts(compute, len(images), classifier, _GRADIENTS, _AT_A_TIME)
 
 
 def count_without_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> int:

@@ -122,7 +122,9 @@ def compare(
     test_images = _test_images(study, images, test_images)
     images = images_of(study, images or fashion_mnist("test"))
     batch_size, fold = study.attrs["batch_size"], json.loads(study.attrs["fold"])
-    engine = Engine(networks, images, _attack(study, attack), batch_size, device or default_device(), fold)
+    precision, device = study.attrs.get("precision", "fp32"), device or default_device()
+    attack = _attack(study, attack)
+    engine = Engine(networks, images, attack, batch_size, device, fold, precision=precision)
     newcomer = _Newcomer(name, study, engine, engine.first_predictions(name), test_images, progress)
     if out is None:
         newcomer.check_others()

@@ -4,7 +4,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -13,7 +13,7 @@ from itertools import count
 from math import isfinite
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -43,13 +43,13 @@ from modelsim.zoo import CANVAS_RULE, check_names, fingerprint, naming
 from modelsim.zoo import fold as fold_classifier
 
 Attack = Callable[..., Tensor]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 _ASKED_AGAIN = 60
 """Images on which a network must tell the same in batches of other sizes and other company."""
 
 _UNSTEADY = 0.02
 """Share of their answers that may differ, by rounding."""
-
 
 _ENOUGH = 500
 """Images on which an accuracy is known well enough to stop a run."""
@@ -70,6 +70,7 @@ class Engine:
     fold: bool = True
     network_memory: float = 2
     """GiB of this computer's memory; see `transfer`."""
+    precision: Precision = "fp32"
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of the networks that have been loaded."""
     _kept: dict[str, nn.Module] = field(default_factory=dict)
@@ -77,6 +78,11 @@ class Engine:
     """Bytes that are left for networks, by the device where they are kept."""
     _last: dict[str, nn.Module] = field(default_factory=dict)
     """The network asked for last, on the device."""
+
+    def __post_init__(self) -> None:
+        check_number(least=0, network_memory=self.network_memory)
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision must be fp32, tf32 or bf16, got {self.precision!r}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Send no network that can be loaded again."""
@@ -102,7 +108,7 @@ class Engine:
     def _loaded(self, name: str) -> nn.Module:
         """Load a network, check it, and prepare it."""
         loaded = self.zoo[name]
-        with naming(name), frozen(loaded) as network:
+        with self._at_work(name), frozen(loaded) as network:
             if self.fingerprints.setdefault(name, found := fingerprint(network)) != found:
                 raise ValueError("the zoo gives another network each time that it is asked for it")
             network = _on_device(network, self.device)
@@ -111,7 +117,20 @@ class Engine:
                 told = checked_logits(network, few)
             if (told >= 0).all() and torch.allclose(told.sum(1), torch.ones_like(told[:, 0]), atol=1e-4):
                 raise ValueError("it returns probabilities instead of logits: leave out its softmax")
-            return self._keep(name, fold_classifier(network, few) if self.fold else network)
+            network = fold_classifier(network, few) if self.fold else network
+        return self._keep(name, _InBfloat16(network) if self.precision == "bf16" else network)
+
+    @contextmanager
+    def _at_work(self, name: str) -> Iterator[None]:
+        """Have errors name the network, and a GPU multiply matrices as the precision says, for a while."""
+        cudnn: Any = torch.backends.cudnn
+        settings = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+        before = [setting.fp32_precision for setting in settings]
+        with naming(name), ExitStack() as after:
+            for setting, was in zip(settings, before, strict=True):
+                after.callback(setattr, setting, "fp32_precision", was)
+                setting.fp32_precision = "tf32" if self.precision == "tf32" else "ieee"
+            yield
 
     def perturbation(self, name: str, attacked: Callable[[], object] = int) -> NDArray[np.int8]:
         """Attack a network batch by batch; return the change of every pixel, rounded to whole 255ths.
@@ -121,7 +140,7 @@ class Engine:
         change, network = np.empty(self.images.pixels.shape, np.int8), self.network(name)
         for start in range(0, len(self.images), self.batch_size):
             part = self.images[start : start + self.batch_size]
-            with naming(name), frozen(network) as still:
+            with self._at_work(name), frozen(network) as still:
                 made = to_8_bit(self._attacked(still, part, start)).short() - to_8_bit(part.pixels)
                 if (most := int(made.abs().max())) > 127:
                     raise ValueError(
@@ -157,7 +176,7 @@ class Engine:
     def logits(self, name: str, canvas: Tensor, *, batch_size: int = 100) -> Tensor:
         """Return the logits (image, class) of a network, which must have the classes of the images."""
         network = self.network(name)
-        with naming(name):
+        with self._at_work(name):
             found = logits(network, canvas, batch_size=batch_size, device=self.device)
             if found.shape[1] != (n := len(self.images.classes)):
                 raise ValueError(
@@ -201,7 +220,7 @@ class Engine:
         """Count the clean images that leave an attack no gradient to follow."""
         network, parts = self.network(name), self.images.pixels.split(self.batch_size)
         labels = self.images.labels.to(self.device).split(self.batch_size)
-        with naming(name):
+        with self._at_work(name):
             return sum(
                 count_without_gradient(network, to_canvas(x.to(self.device)), y)
                 for x, y in zip(parts, labels, strict=True)
@@ -210,6 +229,18 @@ class Engine:
     def adversarial(self, change: NDArray[np.int8]) -> Tensor:
         """Return all images after a change in whole 255ths, as uint8, on the device for every target."""
         return perturbed(self.images, change).to(self.device)
+
+
+class _InBfloat16(nn.Module):
+    """A network that computes in bfloat16, forward and so back, where torch holds that to be safe."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, canvas: Tensor) -> Tensor:
+        with torch.autocast(canvas.device.type, torch.bfloat16):
+            return self.network(canvas)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
@@ -255,6 +286,7 @@ def transfer(
     perturbations: bool | None = None,
     expected_accuracy: Mapping[str, float] | None = None,
     network_memory: float = 2,
+    precision: Precision = "fp32",
     progress: bool = True,
 ) -> xr.Dataset:
     """Attack every classifier of `zoo` and show the adversarial images to all of them.
@@ -316,6 +348,9 @@ def transfer(
     network_memory : float
         GiB in which each process keeps networks, so that it asks the zoo for each of N only once; those
         beyond are loaded anew for every source. On a GPU half of the memory that is free there comes first.
+    precision : {"fp32", "tf32", "bf16"}
+        In which networks compute: 32 bit; on a GPU, matrices multiplied with 10 bits of mantissa
+        (TensorFloat-32); or bfloat16 by torch's autocast. All but the first are recorded.
     progress : bool
         Show a progress bar.
 
@@ -337,9 +372,9 @@ def transfer(
         another number of classes than its peers; tells an image otherwise when it is asked again or in
         other company; is less accurate than expected), the attack leaves the canvas or its `eps`, or can't
         be recorded, or `out` holds a study with other settings or other networks: the message names the
-        difference. What was finished before stays on disk. Also if `test_images` has other classes than
-        `images`, `workers` is less than 1, more than there are GPUs or given beside `scheduler`, or a worker
-        of the scheduler has several threads or another environment.
+        difference. What was finished before stays on disk. Also if `precision` is unknown, `test_images` has
+        other classes than `images`, `workers` is less than 1, more than there are GPUs or given beside
+        `scheduler`, or a worker of the scheduler has several threads or another environment.
     TypeError
         If the zoo, the images, a name or a classifier isn't one, or there are several workers and the zoo or
         the attack can't be pickled.
@@ -355,13 +390,12 @@ def transfer(
     """
     device = device or default_device()
     check_workers(workers, scheduler, device)
-    check_number(least=0, network_memory=network_memory)
     _check_input(zoo, images, test_images, batch_size)
     path = check_folder(out).absolute() / STORE
     stored = stored_settings(path)
     kept = stored.get("perturbations", True) if perturbations is None else perturbations
     fold = stored.get("fold", True) if fold is None else fold
-    engine = Engine(zoo, images, attack, batch_size, device, fold, network_memory)
+    engine = Engine(zoo, images, attack, batch_size, device, fold, network_memory, precision)
     settings = _settings(engine, test_images) | {"perturbations": kept}
     work = _Work(Store(path, settings), engine, test_images, expected_accuracy)
     study = _made(work, workers, scheduler, progress=progress)
@@ -610,6 +644,8 @@ def _settings(engine: Engine, test_images: ImageSet | None) -> dict[str, Any]:
         "versions": _versions(),
         "models": dict(engine.fingerprints),
     }
+    if engine.precision != "fp32":  # without which studies were stored before there was a choice
+        settings["precision"] = engine.precision
     for key, image_set in (("images", engine.images), ("test_images", test_images)):
         if image_set is not None:
             settings |= {key: image_set.name, f"{key}_sha256": image_set.fingerprint()}

@@ -39,6 +39,52 @@ def test_gradients_taken_in_parts_are_those_of_the_whole_batch(attack, monkeypat
         torch.testing.assert_close(attack(classifier, images.images, images.labels), expected)
 
 
+class Small(tiny.Odd):
+    """A network that finds no memory for more than some images, as on a GPU."""
+
+    def __init__(self, most, **options):
+        self.asked = []
+        super().__init__(lambda x: x if self.note(len(x)) <= most else self.fail(), **options)
+
+    def note(self, n):
+        self.asked.append(n)
+        return n
+
+    def fail(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@every_attack
+def test_fewer_images_are_taken_together_when_memory_runs_out_and_the_result_is_the_same(attack):
+    images, small = tiny.image_set(30), Small(10, inside=tiny.convolutional(3))
+    made = attack(small, images.images, images.labels)
+    torch.testing.assert_close(made, attack(small.inside, images.images, images.labels))
+    told = ms.attacks.logits(small, images.images, batch_size=30)
+    torch.testing.assert_close(told, ms.attacks.logits(small.inside, images.images))
+    # That 30 and 15 are too many is found out once for gradients, and once for logits.
+    assert sorted(n for n in small.asked if n > 10) == [15, 15, 30, 30]
+    assert set(small.asked) <= {1, 2, 7, 15, 30}
+
+
+def test_network_for_which_memory_never_suffices_is_named(tmp_path):
+    zoo, message = {"first": tiny.linear(1), "huge": Small(0)}, "model 'huge': .*out of memory"
+    with pytest.raises(ValueError, match=message):
+        tiny.transfer(tmp_path, zoo=zoo)
+    with pytest.raises(ValueError, match="memory doesn't suffice for a single image: CUDA out of memory"):
+        ms.attacks.logits(Small(0), tiny.image_set().images)
+
+
+@pytest.mark.filterwarnings("ignore:model")
+def test_study_of_a_network_that_finds_little_memory_is_that_of_the_network(tmp_path):
+    network = tiny.convolutional(3)
+    studies = [
+        tiny.transfer(tmp_path / str(i), zoo={"a": one}, images=tiny.image_set(30), batch_size=20, fold=False)
+        for i, one in enumerate((network, Small(8, inside=network)))
+    ]
+    assert tiny.same_predictions(*studies)
+    assert studies[0].perturbation.equals(studies[1].perturbation)
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "settings"),
     [

@@ -74,7 +74,11 @@ def test_study_records_the_settings_given_in_255ths(pair):
 
 HERE = {"workers": 1, "scheduler": None}
 COMMANDS = {  # their defaults, and an error of each
-    "transfer": (HERE | {"fold": None, "perturbations": None, "n_test": 10_000}, TypeError),
+    "transfer": (
+        HERE
+        | {"fold": None, "perturbations": None, "n_test": 10_000, "precision": "fp32", "network_memory": 2},
+        TypeError,
+    ),
     "train": (HERE, FloatingPointError),
     "distill": (HERE | {"similarity": True}, ValueError),
 }
@@ -87,6 +91,10 @@ COMMANDS = {  # their defaults, and an error of each
         ("transfer resnet50 --no-probabilities --workers 3", {"n_test": 0, "workers": 3}),
         ("transfer resnet50 --no-fold --perturbations", {"fold": False, "perturbations": True}),
         ("transfer resnet50 --fold --no-perturbations", {"fold": True, "perturbations": False}),
+        (
+            "transfer resnet50 --precision bf16 --network-memory 0.5",
+            {"precision": "bf16", "network_memory": 0.5},
+        ),
         ("train --workers 3", {"workers": 3}),
         ("distill --workers 3 --no-similarity", {"workers": 3, "similarity": False}),
         *((f"{command} --scheduler {CLUSTER}", {"scheduler": CLUSTER}) for command in COMMANDS),
@@ -137,7 +145,15 @@ def test_components_shown_and_written_are_those_of_the_package(tmp_path):
 
 OUT_OF_RANGE = {
     "train resnet50": ["--workers 0"],
-    "transfer resnet50": ["--workers 0", "--steps 0", "--steps 2.5", "--seed -1", "--image-seed -1"],
+    "transfer resnet50": [
+        "--workers 0",
+        "--steps 0",
+        "--steps 2.5",
+        "--seed -1",
+        "--image-seed -1",
+        "--precision fp16",
+        "--network-memory -1",
+    ],
     "distill": ["--seed -1", "--images 0", "--epochs 0", "--workers 0"],
 }
 

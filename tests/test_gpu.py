@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from torch import nn
 
 import modelsim as ms
+from modelsim.images import to_canvas
+from modelsim.transfer import Engine, _tensors
 from modelsim.workers import side_by_side
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -68,3 +71,57 @@ def test_each_of_two_workers_has_a_gpu_of_its_own_and_makes_the_study_of_one(tmp
 def visible(_, item):
     time.sleep(1)
     return str(torch.cuda.get_device_properties(0).uuid)
+
+
+def test_255ths_on_the_gpu_are_those_of_the_cpu_to_the_bit():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_canvas(pixels.to("cuda")).cpu(), to_canvas(pixels))
+
+
+@pytest.mark.parametrize("on_gpu", [0, 1, 2])
+def test_networks_beyond_the_room_on_the_gpu_wait_in_memory_and_are_loaded_once(on_gpu, monkeypatch):
+    images, loads = ms.fashion_mnist("test", n=50), []
+    zoo = ms.Zoo(NAMES, lambda name: loads.append(name) or ms.load_zoo(names=NAMES)[name])
+    plain = Engine(zoo, images, ms.fgsm, 250, "cuda")
+    expected = {name: plain.first_predictions(name) for name in NAMES}
+    assert {p.device.type for name in NAMES for p in plain.network(name).parameters()} == {"cuda"}
+    taken = [sum(t.numel() * t.element_size() for t in _tensors(plain.network(name))) for name in NAMES]
+    free = 2 * sum(taken[:on_gpu])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    loads.clear()
+    engine = Engine(zoo, images, ms.fgsm, 250, "cuda")
+    for name in 2 * NAMES:
+        assert np.array_equal(engine.first_predictions(name), expected[name])
+    kept = [next(engine._kept[name].parameters()).device.type for name in NAMES]
+    assert (kept, loads) == (["cuda"] * on_gpu + ["cpu"] * (3 - on_gpu), NAMES)
+
+
+def test_gradients_are_taken_in_parts_when_the_memory_of_the_gpu_runs_out():
+    network = nn.Sequential(
+        nn.Conv2d(1, 512, 3, padding=1), nn.GELU(), nn.Flatten(), nn.Linear(512 * 784, 10)
+    )
+    images = ms.fashion_mnist("test", n=100)
+    network, x, y = network.to("cuda"), images.images.to("cuda"), images.labels.to("cuda")
+    expected = ms.attacks.input_gradients(network, x, y)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    # An image takes 3 to 6 MB here, and libraries some.
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**27) / total)
+    try:
+        found = ms.attacks.input_gradients(network, x, y)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 0 < ms.attacks._GRADIENTS[network] < 100
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_precision_is_that_of_the_networks():
+    images, name = ms.fashion_mnist("test", n=50), "resnet50"
+    told = {
+        setting: Engine(ms.load_zoo(names=NAMES), images, ms.fgsm, 250, *setting).logits(name, images.pixels)
+        for setting in [("cpu", True, 2, "fp32"), *(("cuda", True, 2, p) for p in ("fp32", "tf32", "bf16"))]
+    }
+    exact, *others = told.values()
+    plain, tf32, bf16 = ((other - exact).abs().max() / exact.abs().max() for other in others)
+    assert plain < 1e-4 < bf16 < 0.1
+    assert plain <= tf32 < bf16

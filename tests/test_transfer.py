@@ -17,6 +17,7 @@ import tiny
 import torch
 import zarr
 from tiny import Killed, files
+from torch import nn
 
 import modelsim as ms
 from modelsim.transfer import Engine, attack_settings
@@ -145,6 +146,76 @@ def test_memory_does_not_grow_with_the_number_of_networks_beyond_the_room_for_th
         assert processes.end(processes.start(processes.note_memory, tmp_path / str(n), n)) == 0
     few, many = (float((tmp_path / str(n)).read_text()) for n in (3, 12))
     assert many - few < 50  # of 25 million weights, each network has 100 MB
+
+
+FLAGS = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
+def test_precision_holds_while_a_network_is_at_work_is_recorded_and_then_as_before(
+    precision, expected, whole, tmp_path
+):
+    seen, before = [], [flag.fp32_precision for flag in FLAGS]
+    watcher = lambda *_: seen.extend(flag.fp32_precision for flag in FLAGS)  # noqa: E731
+    study = tiny.transfer(tmp_path, watcher=watcher, precision=precision, **TESTED)
+    assert (set(seen), [flag.fp32_precision for flag in FLAGS]) == ({expected}, before)
+    assert study.attrs.get("precision", "fp32") == precision
+    expected = ms.open_study(whole)
+    if precision == "bf16":
+        assert 0 < (study.perturbation != expected.perturbation).mean() < 0.05
+        assert (study.adversarial_prediction == expected.adversarial_prediction).mean() > 0.9
+    else:  # of which a CPU knows nothing
+        assert {*study.attrs} ^ {*expected.attrs} == ({"precision"} if precision == "tf32" else set())
+        assert study.perturbation.equals(expected.perturbation)
+    files_before, others = files(tmp_path), {"fp32", "tf32", "bf16"} - {precision}
+    for other in others:
+        there, now = (p if p != "fp32" else "absent" for p in (precision, other))
+        with pytest.raises(ValueError, match=f"precision: {there} there, {now} now"):
+            tiny.transfer(tmp_path, precision=other, **TESTED)
+    assert files(tmp_path) == files_before
+
+
+def test_study_in_bfloat16_is_that_of_networks_under_autocast_and_is_extended_in_it(tmp_path):
+    images, zoo = tiny.image_set(), tiny.zoo()
+    tiny.transfer(
+        tmp_path, zoo={name: zoo[name] for name in ("first", "second")}, precision="bf16", fold=False
+    )
+    study = tiny.transfer(tmp_path, zoo=zoo, precision="bf16", fold=False)
+    compared = ms.compare(
+        tiny.mlp(5),
+        study,
+        images=images,
+        zoo=zoo,
+        attack=tiny.attack,
+        out=tmp_path / "compared",
+        progress=False,
+    )
+    assert compared.attrs["precision"] == "bf16"
+    networks = {name: network.eval() for name, network in (zoo | {"mine": tiny.mlp(5)}).items()}
+    for source, network in networks.items():
+
+        def under_autocast(x, network=network):
+            with torch.autocast("cpu", torch.bfloat16):
+                return network(x)
+
+        made = []
+        for start in (0, 5, 10):
+            x, y = images.images[start : start + 5], images.labels[start : start + 5]
+            generator = torch.Generator().manual_seed(start)
+            adversarial = (x + torch.empty_like(x).uniform_(-0.1, 0.1, generator=generator)).clamp(0, 1)
+            for _ in range(3):
+                leaf = adversarial.detach().requires_grad_()
+                loss = nn.functional.cross_entropy(under_autocast(leaf).float(), y, reduction="sum")
+                step = 0.05 * torch.autograd.grad(loss, leaf)[0].sign()
+                adversarial = torch.clamp(leaf + step, (x - 0.1).clamp(min=0), (x + 0.1).clamp(max=1))
+            made.append(adversarial.detach())
+        made = (torch.cat(made) * 255).round() / 255
+        assert torch.equal(ms.adversarial_images(compared, source, images), made), source
+        for target, shown in networks.items():
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                told = shown(made).argmax(1)
+            found = compared.adversarial_prediction.sel(source=source, target=target)
+            assert found.values.tolist() == told.tolist(), (source, target)
 
 
 def test_each_source_is_attacked_once_in_batches_of_advancing_seed(tmp_path):
@@ -331,6 +402,8 @@ OTHER_CLASSES = replace(tiny.image_set(), classes=("ant", "bee", "dog"))
         (dict(zoo={}), ValueError, "the zoo is empty"),
         (dict(zoo=[tiny.linear(0)]), TypeError, "a zoo must be a mapping .*, got list"),
         (dict(images=tiny.image_set().images), TypeError, "images must be a modelsim.ImageSet, got Tensor"),
+        (dict(precision="fp16"), ValueError, "precision must be fp32, tf32 or bf16, got 'fp16'"),
+        (dict(network_memory=-1), ValueError, "network_memory must be at least 0, got -1"),
         (dict(test_images=(1, 2)), TypeError, "test_images must be a modelsim.ImageSet, got tuple"),
         (dict(zoo={"": tiny.linear(0)}), ValueError, "names of models must not be empty, got ''"),
         (dict(zoo={3: tiny.linear(0)}), TypeError, "names of models must be strings, got 3"),
