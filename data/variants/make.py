@@ -2,8 +2,8 @@
 
 `python data/variants/make.py` trains all that aren't there yet, some three hours on one core; names after the
 command are the networks to train. Weights go to `data/variants`. `python data/variants/make.py --compare`
-then compares every network that is there with the study, on every fourth of its images, and writes
-`data/variants/study.zarr`.
+then compares every network that is there, and the third seeds of the retrained, with the study, on every fourth
+of its images, and writes `data/variants/study.zarr`.
 """
 
 import argparse
@@ -32,6 +32,9 @@ SWAPPED = ("visformer_small", "convnext_tiny", "poolformer_m48", "deit_small_pat
 """Here batch normalisation becomes group normalisation, and group or layer normalisation the reverse."""
 
 RETRAINED = ("resnet50", "deit_small_patch16_224")
+
+THIRD_SEEDS = [f"{name}-seed2" for name in RETRAINED]
+"""Trained with the zoo, but not in the study."""
 
 NEW_SEED = 3
 """Of the retrained: none of the zoo's, so that no two networks begin with the same weights."""
@@ -162,7 +165,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def load(name: str) -> nn.Module:
-    """Load a network of `data/variants`."""
+    """Load a network of `data/variants`, or a third seed of the zoo."""
+    if name in THIRD_SEEDS:
+        return ms.load_zoo(names=[name])[name]
     architecture, how = next((a, name[len(a) + 1 :]) for a in (*SWAPPED, *RETRAINED) if name.startswith(a))
     classifier = swapped(architecture) if how.startswith("swapped") else ms.build(architecture)
     ms.load_weights(classifier, HERE / f"{name}.safetensors")
@@ -181,7 +186,7 @@ def _train(name: str) -> None:
 
 def _compare(asked: list[str]) -> None:
     """Compare one network after the other with the study and with those before, in the order asked for."""
-    names = [name for name in asked if (HERE / f"{name}.safetensors").exists()]
+    names = [name for name in asked if (HERE / f"{name}.safetensors").exists()] + THIRD_SEEDS
     study = ms.open_study(HERE.parent / "fashion69").isel(image=slice(None, None, 4))
     done: list[str] = []
     for name in tqdm(names, "compared"):
