@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import platform
 import signal
 import time
@@ -140,10 +141,8 @@ def side_by_side(
         # Where a worker died, what only waited there is under suspicion as well, until it is tried alone.
         killers = [item for suspect in finish(items) for item in finish([suspect])]
     if killers:
-        names = ", ".join(map(str, killers))
-        raise ChildProcessError(
-            f"{names}: every worker that took it died, perhaps of too little memory. All others are finished"
-        )
+        what = "every worker that took it died, perhaps of too little memory. All others are finished"
+        raise ChildProcessError(f"{', '.join(map(str, killers))}: {what}")
 
 
 class _Shared:
@@ -157,8 +156,6 @@ class _Shared:
 
     @cached_property
     def content(self) -> Any:
-        from distributed.protocol import pickle
-
         return pickle.loads(self.packed)
 
 
@@ -198,10 +195,10 @@ def _finish(
 
 
 def _packed(shared: object) -> bytes:
-    from distributed.protocol import pickle
+    from distributed.protocol.pickle import dumps
 
     try:
-        return pickle.dumps(shared)
+        return dumps(shared)
     except Exception as error:  # whatever an object's own way of pickling raises
         raise TypeError(
             "with several workers what is worked on is sent to other processes, and a part of it "
