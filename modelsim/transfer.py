@@ -135,8 +135,8 @@ class Engine:
         """
         change, network = np.empty(self.images.pixels.shape, np.int8), self.network(name)
         for start in range(0, len(self.images), self.batch_size):
-            part = self.images[start : start + self.batch_size]
             with self._at_work(name), frozen(network) as still:
+                part = self.images[start : start + self.batch_size]
                 made = to_8_bit(self._attacked(still, part, start)).short() - to_8_bit(part.pixels)
                 if (most := int(made.abs().max())) > 127:
                     raise ValueError(
