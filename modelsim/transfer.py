@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from modelsim import __version__, attacks
 from modelsim.attacks import checked_logits, count_without_gradient, frozen, logits, pgd
-from modelsim.images import ImageSet, check_images, check_number, check_whole, to_canvas
+from modelsim.images import ImageSet, check_images, check_number, check_whole
 from modelsim.study import (
     PROBABILITY_STEPS,
     STORE,
@@ -139,8 +139,8 @@ class Engine:
         """
         change, network = np.empty(self.images.pixels.shape, np.int8), self.network(name)
         for start in range(0, len(self.images), self.batch_size):
-            part = self.images[start : start + self.batch_size]
             with self._at_work(name), frozen(network) as still:
+                part = self.images[start : start + self.batch_size]
                 made = to_8_bit(self._attacked(still, part, start)).short() - to_8_bit(part.pixels)
                 if (most := int(made.abs().max())) > 127:
                     raise ValueError(
@@ -218,12 +218,12 @@ class Engine:
 
     def images_without_gradient(self, name: str) -> int:
         """Count the clean images that leave an attack no gradient to follow."""
-        network, parts = self.network(name), self.images.pixels.split(self.batch_size)
-        labels = self.images.labels.to(self.device).split(self.batch_size)
+        network, n = self.network(name), self.batch_size
+        parts = (self.images[start : start + n] for start in range(0, len(self.images), n))
         with self._at_work(name):
             return sum(
-                count_without_gradient(network, to_canvas(x.to(self.device)), y)
-                for x, y in zip(parts, labels, strict=True)
+                count_without_gradient(network, part.images.to(self.device), part.labels.to(self.device))
+                for part in parts
             )
 
     def adversarial(self, change: NDArray[np.int8]) -> Tensor:

@@ -111,7 +111,7 @@ def test_study_of_8_bit_images_is_that_of_their_255ths_and_only_parts_are_made_f
 
     files, compared = study("plain", plain)
     sizes = []
-    for module in ("images", "attacks", "transfer", "study"):
+    for module in ("images", "attacks", "study"):
         module = sys.modules[f"modelsim.{module}"]
 
         def noting(pixels, make=module.to_canvas):
