@@ -2,8 +2,8 @@
 
 `python data/variants/make.py` trains all that aren't there yet, some three hours on one core; names after the
 command are the networks to train. Weights go to `data/variants`. `python data/variants/make.py --compare`
-then compares every network that is there, and the third seeds of the retrained, with the study, on every fourth
-of its images, and writes `data/variants/study.zarr`.
+then compares every network that is there, and the third seeds of the retrained, with the study, on every
+fourth of its images, and writes `data/variants/study.zarr`.
 """
 
 import argparse
