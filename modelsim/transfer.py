@@ -267,7 +267,7 @@ class _Work:
     store: Store
     engine: Engine
     test_images: ImageSet | None
-    expected_accuracy: Mapping[str, float] | None
+    expected_accuracy: Mapping[str, float] | None = None
     attacked: Callable[[], object] = int
 
 

@@ -137,7 +137,7 @@ def expect_no_scheduler(folder, **options):
 
 
 def test_interruption_after_a_death_is_said_once_and_leaves_nothing_running(tmp_path):
-    zoo = {name: Marked(tmp_path / name, 0, kills=1, seconds=0.1) for name in NAMES}
+    zoo = {name: Marked(tmp_path / name, 0, kills=name == "first", seconds=0.1) for name in NAMES}
     errors = tmp_path / "errors"
     os.mkfifo(errors)
     given = dict(zoo=zoo, device="cpu")
