@@ -55,6 +55,12 @@ def dead(folder, name):
     return len(set((folder / name).read_text().split())) - 1
 
 
+def at_work(folder):
+    """The processes that have begun to attack a network, dead ones among them."""
+    notes = [folder / name for name in NAMES]
+    return {pid for note in notes if note.exists() for pid in note.read_text().split()}
+
+
 def finished(folder):
     return {path.name for path in (folder / "study" / "study.zarr" / "finished").glob("c.*")}
 
@@ -137,14 +143,14 @@ def expect_no_scheduler(folder, **options):
 
 
 def test_interruption_after_a_death_is_said_once_and_leaves_nothing_running(tmp_path):
-    zoo = {name: Marked(tmp_path / name, 0, kills=name == "first", seconds=0.1) for name in NAMES}
+    # Long enough for a worker to be started anew while the other is at its source.
+    zoo = {name: Marked(tmp_path / name, 0, kills=name == "first", seconds=2) for name in NAMES}
     errors = tmp_path / "errors"
     os.mkfifo(errors)
     given = dict(zoo=zoo, device="cpu")
     run = processes.start(processes.transfer_in_a_terminal, str(tmp_path / "study"), str(errors), **given)
     with errors.open() as pipe:
-        note = tmp_path / "first"
-        processes.wait_for(lambda: (note.exists() and dead(tmp_path, "first")) or run.exitcode is not None)
+        processes.wait_for(lambda: len(at_work(tmp_path)) == 3 or run.exitcode is not None)
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does
         start = time.monotonic()
         said = pipe.read()  # until the last process that holds the pipe is gone
