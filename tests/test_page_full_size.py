@@ -24,7 +24,8 @@ def cells(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     study = ms.transfer(zoo, images, partial(ms.pgd, eps=8 / 255, steps=2), out, progress=False)
     names |= dict(images=images, zoo=zoo, study=study, weights_folder=names["weights"])
-    return names
+    yield names
+    names["temporary"].cleanup()
 
 
 def test_photographs_are_told_by_the_weights_that_the_page_renames(cells):
