@@ -23,8 +23,7 @@ import modelsim as ms
 from modelsim import distillation
 from modelsim.catalogue import CATALOGUE
 from modelsim.images import check_number
-from modelsim.plan import at_full_size
-from modelsim.pretrained import expected_accuracy
+from modelsim.pretrained import at_full_size, expected_accuracy
 from modelsim.scores import Measure
 from modelsim.training import Kind, train_zoo
 from modelsim.transfer import Precision

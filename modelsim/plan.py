@@ -6,11 +6,9 @@ from math import ceil, log2, prod
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 from scipy.stats.qmc import Halton
 from sklearn.linear_model import Ridge
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,21 +16,10 @@ from tqdm import tqdm
 
 from modelsim.attacks import frozen, input_gradients, logits
 from modelsim.images import check_whole
-from modelsim.pretrained import tagged
-from modelsim.zoo import Classifier, fold, naming
+from modelsim.zoo import fold, naming
 
 _BYTES_OF_A_PIXEL = 0.45
 """That a perturbation takes in the store, by the book's study (ε = 18/255)."""
-
-
-def at_full_size(name: str) -> Classifier:
-    """Build a network of timm with random weights, for a canvas of three channels, at its published size."""
-    with naming(name), torch.random.fork_rng(devices=[]):
-        network = timm.create_model(tagged(name))
-    settings = resolve_model_data_config(network)
-    return Classifier(
-        network, input_size=settings["input_size"][-1], mean=settings["mean"], std=settings["std"]
-    )
 
 
 def plan(
@@ -130,12 +117,13 @@ def _timed(
     ranked, start = table.operations.sort_values().index, time.perf_counter()
     found: dict[str, dict[str, float]] = {}
     halves = Halton(1, scramble=False).random(2 ** ceil(log2(len(ranked)))).ravel()  # 0, 1/2, 1/4, 3/4, …
+    images = torch.rand(100, *canvas, device=device)
     for place in dict.fromkeys((halves * len(ranked)).astype(int)):
         spent = time.perf_counter() - start
         if found and spent * (1 + 1 / len(found)) > seconds:
             break
         classifier = build(name := ranked[place]).eval().to(device)
-        found[name] = _seconds_an_image(classifier, torch.rand(100, *canvas, device=device))
+        found[name] = _seconds_an_image(classifier, images)
     return pd.DataFrame(found).T.assign(timed=True)
 
 

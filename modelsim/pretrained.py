@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import timm
@@ -104,13 +105,13 @@ def expected_accuracy(path: str | Path, names: Iterable[str]) -> dict[str, float
     if missing := {"model", "top1"} - {*table}:
         raise ValueError(f"{path} has no column {sorted(missing)[0]!r}, as timm's tables of results have")
     top1 = table.drop_duplicates("model").set_index("model").top1 / 100
-    found = {name: top1[key] for name in names for key in (tagged(name), name) if key in top1.index}
+    found = {name: top1[key] for name in names for key in (_tagged(name), name) if key in top1.index}
     if not found:
         raise ValueError(f"{path} has none of the networks {', '.join(names)}")
     return found
 
 
-def tagged(name: str) -> str:
+def _tagged(name: str) -> str:
     """Return the name with the tag of the weights that it stands for."""
     known = timm.get_pretrained_cfg(name) if timm.is_model(name) and "." not in name else None
     return _PAPERS.get(name, f"{name}.{known.tag}" if known and known.tag else name)
@@ -154,8 +155,23 @@ def _load(name: str, folder: Path | None) -> Classifier:
     """Build one network and fill it with its weights."""
     of_file = folder and {"file": str(folder / f"{name}.safetensors"), "custom_load": False}
     overlay = None if name.startswith("hf-hub:") else of_file
+    return _build(name, pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+def at_full_size(name: str) -> Classifier:
+    """Build a network of timm as `pretrained` does, but with random weights.
+
+    Raises
+    ------
+    ValueError
+        If timm can't build it, or it has no head or an input that isn't square.
+    """
+    return _build(name)
+
+
+def _build(name: str, **of_timm: Any) -> Classifier:
     with naming(name), torch.random.fork_rng(devices=[]):
-        network = timm.create_model(_PAPERS.get(name, name), pretrained=True, pretrained_cfg_overlay=overlay)
+        network = timm.create_model(_PAPERS.get(name, name), **of_timm)
     settings = resolve_model_data_config(network)
     side = _side(name, network.num_classes, settings["input_size"])
     convert_conv2d_weight_memory_format(network, torch.channels_last)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import modelsim as ms
 from modelsim.__main__ import app
-from modelsim.plan import at_full_size
+from modelsim.pretrained import at_full_size
 
 planning = importlib.import_module("modelsim.plan")  # whose name in the package is the function's
 

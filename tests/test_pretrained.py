@@ -19,8 +19,7 @@ from typer.testing import CliRunner
 
 import modelsim as ms
 from modelsim.__main__ import app
-from modelsim.plan import at_full_size
-from modelsim.pretrained import _PAPERS, expected_accuracy
+from modelsim.pretrained import _PAPERS, at_full_size, expected_accuracy
 
 LITE = [f"tf_efficientnet_lite{i}" for i in range(3)]
 SYNSETS = ImageNetInfo().label_names()
