@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 import modelsim as ms
 from modelsim import distillation
+from modelsim.attacks import AT_A_TIME
 from modelsim.catalogue import CATALOGUE
 from modelsim.images import check_number
 from modelsim.pretrained import at_full_size, expected_accuracy
@@ -188,14 +189,14 @@ def _costs(table: pd.DataFrame, pixels: int, device: str) -> str:
     times = times.map(_duration)
     eight = _duration(seconds.together.sum() / 8)
     timed = f"{table.timed.sum()} of {len(table)} networks were timed on this {device}"
-    stored, gradients = table.perturbation.sum() / 1e9, 125 * table.activations.max() / 1e9
+    stored, gradients = table.perturbation.sum() / 1e9, AT_A_TIME * table.activations.max() / 1e9
     return f"""{times.to_string()}
 
 {timed}, the others foretold from their operations
 eight such devices: {eight}
 storage: {stored:.1f} GB of perturbations, which --no-perturbations saves; then `compare` can't use the study
 memory: images {pixels / 1e9:.2f} GB, a network at most {4 * table.parameters.max() / 1e9:.2f} GB, \
-the gradients of 125 images at most {gradients:.1f} GB"""
+the gradients of {AT_A_TIME} images at most {gradients:.1f} GB"""
 
 
 @app.command()

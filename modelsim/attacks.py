@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from modelsim.images import check_images, check_labels, check_number, check_whole, to_canvas
 
-_AT_A_TIME = 125
+AT_A_TIME = 125
 """Images whose gradients are taken together."""
 
 _Limits = WeakKeyDictionary[nn.Module, int]
@@ -158,7 +158,7 @@ def input_gradients(classifier: nn.Module, images: Tensor, labels: Tensor) -> Te
         return gradient
 
     # An image's gradient doesn't depend on its batch, and what a network keeps for it fills the memory.
-    return _in_parts(compute, len(images), classifier, _GRADIENTS, _AT_A_TIME)
+    return _in_parts(compute, len(images), classifier, _GRADIENTS, AT_A_TIME)
 
 
 def count_without_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> int:

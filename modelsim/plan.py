@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from modelsim.attacks import frozen, input_gradients, logits
 from modelsim.images import check_whole
-from modelsim.zoo import fold, naming
+from modelsim.transfer import ASKED_AGAIN
+from modelsim.zoo import count_parameters, fold, naming
 
 _BYTES_OF_A_PIXEL = 0.45
 """That a perturbation takes in the store, by the book's study (ε = 18/255)."""
@@ -79,8 +80,8 @@ def plan(
     traced = {n: _traced(build, n, canvas) for n in tqdm(names, "traced", disable=not progress, leave=False)}
     table = pd.DataFrame(traced).T
     table = table.join(_timed(build, table, canvas, device, seconds)).pipe(_foretold)
-    # `transfer` asks each once for the clean images, twice more for sixty of them, and takes their gradients.
-    shown = images * (len(names) + 1) + test_images + 180
+    # `transfer` asks each once for the clean images, thrice for a few of them, and takes their gradients.
+    shown = images * (len(names) + 1) + test_images + 3 * ASKED_AGAIN
     table["attack"] = table.gradient * images * (steps + 1)
     table["evaluations"] = table.forward * shown
     table["perturbation"] = _BYTES_OF_A_PIXEL * images * prod(canvas)
@@ -102,7 +103,7 @@ def _traced(build: Callable[[str], nn.Module], name: str, canvas: tuple[int, int
         weights = {t.untyped_storage()._cdata for t in (*still.parameters(), *still.buffers())}
         activations = sum(size for storage, size in kept.items() if storage not in weights)
         del made  # until here, lest a storage be given the place of another
-    parameters = sum(parameter.numel() for parameter in classifier.parameters())
+    parameters = count_parameters(classifier)
     return dict(parameters=parameters, operations=flops.get_total_flops(), activations=activations)
 
 

@@ -45,7 +45,7 @@ from modelsim.zoo import fold as fold_classifier
 Attack = Callable[..., Tensor]
 Precision = Literal["fp32", "tf32", "bf16"]
 
-_ASKED_AGAIN = 60
+ASKED_AGAIN = 60
 """Images on which a network must tell the same in batches of other sizes and other company."""
 
 _UNSTEADY = 0.02
@@ -203,7 +203,7 @@ class Engine:
             If the network misbehaves, or tells images otherwise in batches of another size or in other
             company: it is random, or takes statistics of the batch.
         """
-        few = self.images.pixels[:_ASKED_AGAIN]
+        few = self.images.pixels[:ASKED_AGAIN]
         expected = self.logits(name, few, batch_size=len(few)).argmax(1)
         differing = []
         for order, size in ((expected.argsort(stable=True), 7), (expected.argsort(descending=True), 11)):

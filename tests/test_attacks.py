@@ -35,7 +35,7 @@ def test_gradients_taken_in_parts_are_those_of_the_whole_batch(attack, monkeypat
     images, classifier = tiny.image_set(13), tiny.convolutional(3)
     expected = attack(classifier, images.images, images.labels)
     for at_a_time in (1, 5, 13):
-        monkeypatch.setattr(ms.attacks, "_AT_A_TIME", at_a_time)
+        monkeypatch.setattr(ms.attacks, "AT_A_TIME", at_a_time)
         torch.testing.assert_close(attack(classifier, images.images, images.labels), expected)
 
 
