@@ -38,6 +38,7 @@ book test: export OMP_NUM_THREADS ?= 1
 book: export MPLCONFIGDIR := $(CURDIR)/book/_build/matplotlib
 book: $(READY)
 	$(RUN) -c "import matplotlib.pyplot"
+	$(RUN) tests/execute_book.py book
 	$(RUN) -c "from jupyter_book.cli.main import main; main()" build book --all --warningiserror --keep-going --nitpick
 	$(RUN) tests/scan_book.py $(HTML)
 	@echo "The book is built. Open $(CURDIR)/$(HTML)/index.html"
@@ -46,7 +47,7 @@ test: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 bench: $(READY)
 	$(RUN) tests/bench_attacks.py

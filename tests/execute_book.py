@@ -1,0 +1,44 @@
+"""Execute the pages of the book, several at a time, and keep what they say where the build looks for it.
+
+Run by `make book`: python tests/execute_book.py book. What fails here is executed again by the build, which says why.
+"""
+
+import os
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+
+import nbformat
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.executors.utils import single_nb_execution
+
+AT_A_TIME = min(4, os.cpu_count() or 1)
+"""More of them would need more memory than a laptop has: half a gigabyte to two for a page."""
+
+SECONDS = 300
+
+
+def execute(page: Path) -> str:
+    """Execute a page in its folder; return its name and how long it took."""
+    notebook = nbformat.read(page, as_version=4)
+    result = single_nb_execution(notebook, cwd=str(page.parent), timeout=SECONDS, allow_errors=False)
+    if result.err is not None:
+        return f"{page.name} failed"
+    bundle = CacheBundleIn(notebook, str(page), data={"execution_seconds": result.time})
+    cache = get_cache(page.parent / "_build" / ".jupyter_cache")
+    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+    return f"{page.name} {result.time:.0f} s"
+
+
+def main(book: Path) -> None:
+    """Execute all, those with most in them first, so that none of the long ones comes last and alone."""
+    pages = sorted(book.resolve().glob("*.ipynb"), key=lambda page: page.stat().st_size, reverse=True)
+    get_cache(book.resolve() / "_build" / ".jupyter_cache").clear_cache()
+    with get_context("spawn").Pool(AT_A_TIME) as pool:
+        for number, said in enumerate(pool.imap_unordered(execute, pages), 1):
+            print(f"{number} of {len(pages)} pages: {said}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
