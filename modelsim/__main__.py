@@ -21,9 +21,10 @@ from typer.core import TyperGroup
 
 import modelsim as ms
 from modelsim import distillation
-from modelsim.attacks import AT_A_TIME
+from modelsim.attacks import gradients_at_a_time
 from modelsim.catalogue import CATALOGUE
 from modelsim.images import check_number
+from modelsim.plan import side_by_side_seconds
 from modelsim.pretrained import at_full_size, expected_accuracy
 from modelsim.scores import Measure
 from modelsim.training import Kind, train_zoo
@@ -171,7 +172,7 @@ def plan(
     table = ms.plan(build, names, sides, images=n, steps=steps, test_images=test_images, device=device)
     if csv:
         table.assign(threads=torch.get_num_threads(), torch=torch.__version__).to_csv(csv)
-    return _costs(table, n * prod(sides), device)
+    return _costs(table, n * prod(sides), device, gradients_at_a_time(device, prod(sides[1:])))
 
 
 def _of_the_zoo(name: str) -> nn.Module:
@@ -182,21 +183,21 @@ def _duration(seconds: float) -> str:
     return str(pd.Timedelta(seconds=seconds).ceil("s")).removeprefix("0 days ")
 
 
-def _costs(table: pd.DataFrame, pixels: int, device: str) -> str:
+def _costs(table: pd.DataFrame, pixels: int, device: str, at_a_time: int) -> str:
     """Say what all networks cost together, and which cost most."""
     seconds = table[["attack", "evaluations"]].assign(together=table.attack + table.evaluations)
     times = pd.concat([seconds.sum().to_frame("all").T, seconds.nlargest(5, "together")])
     times = times.map(_duration)
-    eight = _duration(seconds.together.sum() / 8)
+    eight = _duration(side_by_side_seconds(table, 8))
     timed = f"{table.timed.sum()} of {len(table)} networks were timed on this {device}"
-    stored, gradients = table.perturbation.sum() / 1e9, AT_A_TIME * table.activations.max() / 1e9
+    stored, gradients = table.perturbation.sum() / 1e9, at_a_time * table.activations.max() / 1e9
     return f"""{times.to_string()}
 
 {timed}, the others foretold from their operations
 eight such devices: {eight}
 storage: {stored:.1f} GB of perturbations, which --no-perturbations saves; then `compare` can't use the study
 memory: images {pixels / 1e9:.2f} GB, a network at most {4 * table.parameters.max() / 1e9:.2f} GB, \
-the gradients of {AT_A_TIME} images at most {gradients:.1f} GB"""
+the gradients of {at_a_time} images at most {gradients:.1f} GB"""
 
 
 @app.command()

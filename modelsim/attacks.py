@@ -17,7 +17,10 @@ from torch.nn.functional import cross_entropy
 from modelsim.images import check_images, check_labels, check_number, check_whole, to_canvas
 
 AT_A_TIME = 125
-"""Images whose gradients are taken together."""
+"""Images whose gradients are taken together, at most."""
+
+_PIXELS_AT_A_TIME = 2**18
+"""The same on a processor: more leave its caches, and of photographs fill its memory."""
 
 _Limits = WeakKeyDictionary[nn.Module, int]
 _LOGITS, _GRADIENTS = _Limits(), _Limits()
@@ -144,6 +147,12 @@ def logits(
         return _in_parts(compute, len(canvas), classifier, _LOGITS, batch_size)
 
 
+def gradients_at_a_time(device: str | torch.device, pixels: int) -> int:
+    """Return of how many images, of so many pixels each, gradients are taken together."""
+    few = max(1, _PIXELS_AT_A_TIME // pixels)
+    return min(AT_A_TIME, few) if torch.device(device).type == "cpu" else AT_A_TIME
+
+
 def input_gradients(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the cross-entropy of each image with respect to its own pixels."""
 
@@ -158,7 +167,8 @@ def input_gradients(classifier: nn.Module, images: Tensor, labels: Tensor) -> Te
         return gradient
 
     # An image's gradient doesn't depend on its batch, and what a network keeps for it fills the memory.
-    return _in_parts(compute, len(images), classifier, _GRADIENTS, AT_A_TIME)
+    most = gradients_at_a_time(images.device, images.shape[2:].numel())
+    return _in_parts(compute, len(images), classifier, _GRADIENTS, most)
 
 
 def count_without_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> int:

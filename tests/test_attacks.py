@@ -39,6 +39,15 @@ def test_gradients_taken_in_parts_are_those_of_the_whole_batch(attack, monkeypat
         torch.testing.assert_close(attack(classifier, images.images, images.labels), expected)
 
 
+def test_gradients_of_photographs_are_taken_of_a_few_together_on_a_processor():
+    asked = []
+    network = tiny.Odd(lambda x: asked.append(len(x)) or x, inside=tiny.linear(0, pixels=3 * 224**2))
+    ms.attacks.input_gradients(network, torch.rand(12, 3, 224, 224), torch.zeros(12).long())
+    assert asked == [5, 5, 2]
+    at_a_time = ms.attacks.gradients_at_a_time
+    assert [at_a_time("cpu", 28 * 28), at_a_time("cpu", 2000**2), at_a_time("cuda", 224**2)] == [125, 1, 125]
+
+
 class Small(tiny.Odd):
     """A network that finds no memory for more than some images, as on a GPU."""
 

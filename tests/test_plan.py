@@ -83,6 +83,31 @@ def test_calibration_spans_the_networks_and_ends_in_time_and_the_rest_is_foretol
     assert (table.forward[table.timed] == [1e-3, 4e-3, 16e-3, 64e-3]).all()
 
 
+def test_no_network_is_foretold_a_faster_pace_than_any_had(exact, monkeypatch):
+    """Where a network of twice the operations takes hardly longer, as far as it was timed."""
+
+    def seconds(classifier, canvas):
+        exact.append(width := classifier.head.in_features)
+        return dict.fromkeys(("forward", "gradient"), width**0.1)
+
+    monkeypatch.setattr(planning, "_seconds_an_image", seconds)
+    table = planned(seconds=4)
+    assert not table.timed["width 128"]
+    pace = table.operations / table.forward
+    assert pace["width 128"] == pytest.approx(pace["width 64"])
+
+
+@pytest.mark.parametrize(
+    ("attacks", "devices", "expected"), [([1, 1, 4], 2, 5), ([4, 1, 1], 2, 4), ([1, 2, 3], 1, 6), ([5], 8, 5)]
+)
+def test_devices_side_by_side_wait_for_the_last_source(attacks, devices, expected):
+    table = pd.DataFrame({"attack": attacks, "evaluations": 0.0})
+    assert planning.side_by_side_seconds(table, devices) == expected
+    # Each source's images are shown to all networks.
+    longer = planning.side_by_side_seconds(table.assign(evaluations=range(len(table))), 1)
+    assert longer == sum(attacks) + sum(range(len(table)))
+
+
 def test_a_study_makes_the_passes_that_the_plan_counts(tmp_path):
     """For each network: what is shown to it, and how often a gradient is taken."""
     n, steps, n_tested = 12, 3, 24
@@ -122,10 +147,10 @@ def test_activations_are_what_is_kept_for_the_gradient():
 def test_network_of_full_size_is_traced_at_its_own_input(name, side):
     with torch.device("meta"):
         assert at_full_size(name).input_size == side
-    table = ms.plan(at_full_size, [name], (3, 224, 224), images=1, seconds=0, progress=False)
+    traced = planning._traced(at_full_size, name, (3, 224, 224))
     # Multiply-accumulates as timm's own tables of results have them, in units of 10⁹.
     published = {"tf_efficientnet_lite1": 0.62, "vit_small_patch16_224": 4.25}
-    assert table.operations.item() / 2e9 == pytest.approx(published[name], rel=0.1)
+    assert traced["operations"] / 2e9 == pytest.approx(published[name], rel=0.1)
 
 
 def test_command_tells_time_storage_and_memory(tmp_path):
