@@ -1,7 +1,6 @@
 """Where does a classifier of one's own stand? One more row and column of a study."""
 
 import json
-import warnings
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from modelsim.study import (
     stored_change,
     stored_settings,
 )
-from modelsim.transfer import Attack, Engine, concerns, default_device, describe_attack
+from modelsim.transfer import Attack, Engine, default_device, describe_attack, warn_of
 from modelsim.workers import sole_writer
 from modelsim.zoo import check_names, load_zoo, split_model_name
 
@@ -131,8 +130,7 @@ def compare(
         extended, _ = newcomer.measured()
     else:
         extended = newcomer.kept(check_folder(out).absolute())
-    for concern in concerns(extended, [name]):
-        warnings.warn(concern, stacklevel=2)
+    warn_of(extended, [name])
     return extended
 
 

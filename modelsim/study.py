@@ -13,6 +13,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -302,6 +303,11 @@ def stored_settings(store: Path) -> dict[str, Any]:
     return dict(_open_group(found[0], mode="r").attrs["settings"]) if found else {}
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of the packages on which numbers depend."""
+    return {package: version(package) for package in ("torch", "timm", "numpy")}
+
+
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -478,12 +484,8 @@ def _with_plain_attributes(study: xr.Dataset) -> xr.Dataset:
 
 def plain_attributes(settings: Mapping[str, Any]) -> dict[str, str | int]:
     """Turn all that isn't a string or a whole number into JSON."""
-    return {
-        key: value
-        if isinstance(value, str | int) and not isinstance(value, bool)
-        else json.dumps(value, sort_keys=True)
-        for key, value in settings.items()
-    }
+    plain = (str, int)  # and not bool
+    return {k: v if type(v) in plain else json.dumps(v, sort_keys=True) for k, v in settings.items()}
 
 
 def settings_of(study: xr.Dataset) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
-from importlib.metadata import version
 from itertools import count
 from math import isfinite
 from pathlib import Path
@@ -37,6 +36,7 @@ from modelsim.study import (
     perturbed,
     stored_settings,
     to_8_bit,
+    versions,
 )
 from modelsim.workers import check_workers, side_by_side, sole_writer
 from modelsim.zoo import CANVAS_RULE, check_names, fingerprint, naming
@@ -124,11 +124,9 @@ class Engine:
     def _at_work(self, name: str) -> Iterator[None]:
         """Have errors name the network, and a GPU multiply matrices as the precision says, for a while."""
         cudnn: Any = torch.backends.cudnn
-        settings = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
-        before = [setting.fp32_precision for setting in settings]
         with naming(name), ExitStack() as after:
-            for setting, was in zip(settings, before, strict=True):
-                after.callback(setattr, setting, "fp32_precision", was)
+            for setting in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
+                after.callback(setattr, setting, "fp32_precision", setting.fp32_precision)
                 setting.fp32_precision = "tf32" if self.precision == "tf32" else "ieee"
             yield
 
@@ -396,11 +394,10 @@ def transfer(
     kept = stored.get("perturbations", True) if perturbations is None else perturbations
     fold = stored.get("fold", True) if fold is None else fold
     engine = Engine(zoo, images, attack, batch_size, device, fold, network_memory, precision)
-    settings = _settings(engine, test_images) | {"perturbations": kept}
-    work = _Work(Store(path, settings), engine, test_images, expected_accuracy)
+    store = Store(path, _settings(engine, test_images, perturbations=kept))
+    work = _Work(store, engine, test_images, expected_accuracy)
     study = _made(work, workers, scheduler, progress=progress)
-    for concern in concerns(study, list(zoo)):
-        warnings.warn(concern, stacklevel=2)
+    warn_of(study, list(zoo))
     return study
 
 
@@ -447,16 +444,14 @@ def _check_accuracy(
     """Raise if a model is much less accurate on clean images than it should be."""
     found = pd.Series({name: (told == labels).mean() for name, told in clean.items()})
     for name, accuracy in found.items():
-        peers = found.drop(name).median() if len(found) > 1 else 0
-        bounds = {
-            "10 points less than expected": expected.get(str(name), 0) - 0.1,
-            "half of its peers'": peers / 2,
-        }
-        for what, least in bounds.items():
-            if accuracy < least:
+        # Without a peer the second is NaN, below which nothing is.
+        least = {"10 points less than expected": expected.get(str(name), 0) - 0.1}
+        least["half of its peers'"] = found.drop(name).median() / 2
+        for what, bound in least.items():
+            if accuracy < bound:
                 raise ValueError(
                     f"model {name!r} is right on {accuracy:.1%} of {len(labels)} clean images, below "
-                    f"{least:.1%} ({what}): look at the order of its classes, the mean and deviation of its "
+                    f"{bound:.1%} ({what}): look at the order of its classes, the mean and deviation of its "
                     "inputs, and whether the canvas is as large as its input"
                 )
 
@@ -504,6 +499,12 @@ def _check_worker(store: Store) -> None:
         raise FileNotFoundError(f"a worker finds no {store.path}: give an `out` on a disk that all share")
     if (ours := _versions()) != (others := store.settings["versions"]):
         raise ValueError(f"a worker has {ours}, the study has {others}: give all workers one environment")
+
+
+def warn_of(study: xr.Dataset, names: Sequence[str]) -> None:
+    """Warn of models whose scores are doubtful, as from where the caller of this was called."""
+    for concern in concerns(study, names):
+        warnings.warn(concern, stacklevel=3)
 
 
 def concerns(study: xr.Dataset, names: Sequence[str]) -> Iterator[str]:
@@ -628,11 +629,10 @@ def _code(function: FunctionType, seen: frozenset[str] = frozenset()) -> Iterato
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "timm", "numpy")
-    return {"modelsim": __version__} | {package: version(package) for package in packages}
+    return {"modelsim": __version__} | versions()
 
 
-def _settings(engine: Engine, test_images: ImageSet | None) -> dict[str, Any]:
+def _settings(engine: Engine, test_images: ImageSet | None, *, perturbations: bool) -> dict[str, Any]:
     """Everything that a study's numbers depend on, as it goes into the attributes."""
     for name in engine.zoo:
         engine.network(name)
@@ -649,4 +649,4 @@ def _settings(engine: Engine, test_images: ImageSet | None) -> dict[str, Any]:
     for key, image_set in (("images", engine.images), ("test_images", test_images)):
         if image_set is not None:
             settings |= {key: image_set.name, f"{key}_sha256": image_set.fingerprint()}
-    return settings
+    return settings | {"perturbations": perturbations}
