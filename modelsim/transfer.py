@@ -24,20 +24,9 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from modelsim import __version__, attacks
+from modelsim import study as studies
 from modelsim.attacks import checked_logits, count_without_gradient, frozen, logits, pgd
 from modelsim.images import ImageSet, check_images, check_number, check_whole
-from modelsim.study import (
-    PROBABILITY_STEPS,
-    STORE,
-    Store,
-    check_folder,
-    is_absent,
-    open_study,
-    perturbed,
-    stored_settings,
-    to_8_bit,
-    versions,
-)
 from modelsim.workers import check_workers, side_by_side, sole_writer
 from modelsim.zoo import CANVAS_RULE, check_names, fingerprint, naming
 from modelsim.zoo import fold as fold_classifier
@@ -139,7 +128,9 @@ class Engine:
         for start in range(0, len(self.images), self.batch_size):
             with self._at_work(name), frozen(network) as still:
                 part = self.images[start : start + self.batch_size]
-                made = to_8_bit(self._attacked(still, part, start)).short() - to_8_bit(part.pixels)
+                made = studies.to_8_bit(self._attacked(still, part, start)).short() - studies.to_8_bit(
+                    part.pixels
+                )
                 if (most := int(made.abs().max())) > 127:
                     raise ValueError(
                         f"a perturbation of {most}/255 doesn't fit the store's 127/255: return the images in "
@@ -190,7 +181,7 @@ class Engine:
     def probabilities(self, name: str, canvas: Tensor) -> NDArray[np.uint16]:
         """Return the probabilities (image, class), in parts of `PROBABILITY_STEPS`."""
         probabilities = self.logits(name, canvas).double().softmax(1)
-        return (probabilities * PROBABILITY_STEPS).round().numpy().astype(np.uint16)
+        return (probabilities * studies.PROBABILITY_STEPS).round().numpy().astype(np.uint16)
 
     def first_predictions(self, name: str) -> NDArray[np.int16]:
         """Return the predicted classes (image,) of the clean images.
@@ -226,7 +217,7 @@ class Engine:
 
     def adversarial(self, change: NDArray[np.int8]) -> Tensor:
         """Return all images after a change in whole 255ths, as uint8, on the device for every target."""
-        return perturbed(self.images, change).to(self.device)
+        return studies.perturbed(self.images, change).to(self.device)
 
 
 class _InBfloat16(nn.Module):
@@ -262,7 +253,7 @@ def _room(device: str, memory: float) -> dict[str, float]:
 class _Work:
     """What is the same for every source; sent once to each worker."""
 
-    store: Store
+    store: studies.Store
     engine: Engine
     test_images: ImageSet | None
     expected_accuracy: Mapping[str, float] | None = None
@@ -389,16 +380,14 @@ def transfer(
     device = device or default_device()
     check_workers(workers, scheduler, device)
     _check_input(zoo, images, test_images, batch_size)
-    path = check_folder(out).absolute() / STORE
-    stored = stored_settings(path)
+    path = studies.check_folder(out).absolute() / studies.STORE
+    stored = studies.stored_settings(path)
     kept = stored.get("perturbations", True) if perturbations is None else perturbations
     fold = stored.get("fold", True) if fold is None else fold
     engine = Engine(zoo, images, attack, batch_size, device, fold, network_memory, precision)
-    store = Store(path, _settings(engine, test_images, perturbations=kept))
+    store = studies.Store(path, _settings(engine, test_images, perturbations=kept))
     work = _Work(store, engine, test_images, expected_accuracy)
-    study = _made(work, workers, scheduler, progress=progress)
-    warn_of(study, list(zoo))
-    return study
+    return warned(_made(work, workers, scheduler, progress=progress), list(zoo))
 
 
 def _made(work: _Work, workers: int, scheduler: str | None, *, progress: bool) -> xr.Dataset:
@@ -414,7 +403,7 @@ def _made(work: _Work, workers: int, scheduler: str | None, *, progress: bool) -
     with sole_writer(folder):
         missing = store.prepare(clean, engine.images, work.test_images)
         _finish(work, missing, workers, scheduler, progress=progress)
-        return open_study(folder)
+        return studies.open_study(folder)
 
 
 def default_device() -> str:
@@ -484,7 +473,7 @@ def _finish_source(work: _Work, name: str) -> None:
     adversarial = engine.adversarial(change)
     rows = store.known("adversarial_prediction", name)
     for row, target in zip(rows, engine.zoo, strict=True):
-        if is_absent("adversarial_prediction", row):
+        if studies.is_absent("adversarial_prediction", row):
             row[:] = engine.predictions(target, adversarial)
     store.write("adversarial_prediction", name, rows)
     store.fill("images_without_gradient", name, lambda: np.array(engine.images_without_gradient(name)))
@@ -493,7 +482,7 @@ def _finish_source(work: _Work, name: str) -> None:
     store.write("finished", name, values=True)
 
 
-def _check_worker(store: Store) -> None:
+def _check_worker(store: studies.Store) -> None:
     """Raise if this process, perhaps on another machine, doesn't see the store or has another environment."""
     if not store.path.is_dir():
         raise FileNotFoundError(f"a worker finds no {store.path}: give an `out` on a disk that all share")
@@ -501,10 +490,11 @@ def _check_worker(store: Store) -> None:
         raise ValueError(f"a worker has {ours}, the study has {others}: give all workers one environment")
 
 
-def warn_of(study: xr.Dataset, names: Sequence[str]) -> None:
+def warned(study: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
     """Warn of models whose scores are doubtful, as from where the caller of this was called."""
     for concern in concerns(study, names):
         warnings.warn(concern, stacklevel=3)
+    return study
 
 
 def concerns(study: xr.Dataset, names: Sequence[str]) -> Iterator[str]:
@@ -629,7 +619,7 @@ def _code(function: FunctionType, seen: frozenset[str] = frozenset()) -> Iterato
 
 
 def _versions() -> dict[str, str]:
-    return {"modelsim": __version__} | versions()
+    return {"modelsim": __version__} | studies.versions()
 
 
 def _settings(engine: Engine, test_images: ImageSet | None, *, perturbations: bool) -> dict[str, Any]:
