@@ -27,7 +27,7 @@ from modelsim.images import check_number
 from modelsim.pretrained import at_full_size, expected_accuracy
 from modelsim.scores import Measure
 from modelsim.training import Kind, train_zoo
-from modelsim.transfer import Precision
+from modelsim.transfer import Attack, Precision
 from modelsim.zoo import naming, split_model_name, unknown_name_message
 
 Strings = list[str] | None
@@ -121,18 +121,22 @@ def transfer(
 
     Without a word on `fold` or `perturbations` it is as in the study that is there, else yes.
     """
-    eps = eps if eps is not None else 18 if zoo == "fashion69" else 8
-    attack = partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
+    attack = _pgd(zoo, eps, steps, step_size, seed)
     options: dict[str, Any] = dict(fold=fold, perturbations=perturbations, network_memory=network_memory)
     options |= dict(precision=precision, workers=workers, scheduler=scheduler)
-    check_number(most=127, eps=eps)
-    check_number(step_size=step_size)
     networks, shown = _given(zoo, names, weights, images, image_seed, per_class=per_class, labels=labels)
     expected = expected_accuracy(expect, networks) if expect else {} if zoo == "imagenet69" else None
     test = ms.fashion_mnist("test") if probabilities and zoo == "fashion69" else None
-    options |= dict(expected_accuracy=expected)
-    ms.transfer(networks, shown, attack, out, test_images=test, **options)
+    ms.transfer(networks, shown, attack, out, test_images=test, expected_accuracy=expected, **options)
     return f"the study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}"
+
+
+def _pgd(zoo: str, eps: float | None, steps: int, step_size: float, seed: int) -> Attack:
+    """Return the attack, whose sizes are given in 1/255."""
+    eps = eps if eps is not None else 18 if zoo == "fashion69" else 8
+    check_number(most=127, eps=eps)
+    check_number(step_size=step_size)
+    return partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
 
 
 def _given(

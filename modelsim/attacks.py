@@ -20,8 +20,8 @@ AT_A_TIME = 125
 """Images whose gradients are taken together."""
 
 _Limits = WeakKeyDictionary[nn.Module, int]
+# How many images a network can take together, where memory ran out with more.
 _LOGITS, _GRADIENTS = _Limits(), _Limits()
-"""How many images a network can take together, where memory ran out with more."""
 
 
 @contextmanager
@@ -161,13 +161,6 @@ def input_gradients(classifier: nn.Module, images: Tensor, labels: Tensor) -> Te
     return _in_parts(compute, len(images), classifier, _GRADIENTS, AT_A_TIME)
 
 
-def count_without_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> int:
-    """Count the images on which an attack has no gradient to follow: it is zero, NaN or infinite."""
-    with frozen(classifier) as still:
-        gradient = input_gradients(still, images, labels).flatten(1)
-    return int(((gradient == 0).all(1) | ~gradient.isfinite().all(1)).sum())
-
-
 def _ascend(
     classifier: nn.Module,
     images: Tensor,
@@ -254,9 +247,8 @@ def pgd(
     ----------
     Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018, eq. (2).
     """
-    check_whole(least=0, seed=seed)
     with frozen(classifier) as still:
-        _check_input(images, labels, still, eps=eps, steps=steps, step_size=step_size)
+        _check_input(images, labels, still, eps=eps, steps=steps, step_size=step_size, seed=seed)
         generator = torch.Generator(images.device).manual_seed(int(seed))
         noise = torch.empty_like(images).uniform_(-eps, eps, generator=generator)
         start = (images + noise).clamp(0, 1)

@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from modelsim import attacks
 from modelsim import study as studies
 from modelsim.catalogue import CATALOGUE
 from modelsim.images import ImageSet, fashion_mnist
+from modelsim.study import Change, Classes
 from modelsim.transfer import Attack, Engine, default_device, describe_attack, warned
 from modelsim.workers import sole_writer
 from modelsim.zoo import check_names, load_zoo, split_model_name
@@ -127,8 +127,7 @@ class _Newcomer:
     name: str
     study: xr.Dataset
     engine: Engine
-    clean: NDArray[np.int16]
-    """What it sees in the clean images (image,)."""
+    clean: Classes  # what it sees in the clean images (image,)
     test_images: ImageSet | None
     progress: bool
 
@@ -156,13 +155,13 @@ class _Newcomer:
                 raise ValueError(f"{other!r} of the zoo is not the one in the study: its weights differ")
             studies.check_same_predictions(other, self.study.clean_prediction.sel(target=other).values, told)
 
-    def measured(self) -> tuple[xr.Dataset, NDArray[np.int8]]:
+    def measured(self) -> tuple[xr.Dataset, Change]:
         """Return the study with the newcomer, but without perturbations, and the newcomer's perturbation."""
         names, engine = self.study.source.values.tolist(), self.engine
         batches = -(-len(engine.images) // engine.batch_size)
         with tqdm(total=batches + 2 * len(names) + 1, desc=self.name, disable=not self.progress) as bar:
 
-            def shown(target: str, canvas: Tensor) -> NDArray[np.int16]:
+            def shown(target: str, canvas: Tensor) -> Classes:
                 bar.update()
                 return engine.predictions(target, canvas)
 
@@ -173,7 +172,7 @@ class _Newcomer:
             row = np.stack([shown(target, mine) for target in (*names, self.name)])
         return self._extended(row, column), change
 
-    def _extended(self, row: NDArray[np.int16], column: NDArray[np.int16]) -> xr.Dataset:
+    def _extended(self, row: Classes, column: Classes) -> xr.Dataset:
         """Lay out what all see in the newcomer's images, itself last, and what it sees in all others'."""
         study, name, engine = self.study, self.name, self.engine
         names = [*study.source.values.tolist(), name]

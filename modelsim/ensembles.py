@@ -16,11 +16,10 @@ from modelsim.zoo import unknown_name_message
 
 Vote = Literal["soft", "hard", "logit"]
 
+# Steps of a probability in a study. Counted in steps sums are exact, and so are ties.
 _STEPS = 10_000
-"""Steps of a probability in a study. Counted in steps sums are exact, and so are ties."""
-
+# Sets that are counted together: bounds the memory.
 _AT_ONCE = 512
-"""Sets that are counted together: bounds the memory."""
 
 
 def member_sets(names: Sequence[str], size: int, *, most: int = 100_000, seed: int = 0) -> pd.MultiIndex:

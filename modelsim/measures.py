@@ -13,21 +13,18 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
 from modelsim.attacks import frozen, input_gradients, logits
 from modelsim.images import ImageSet
-from modelsim.scores import labelled
+from modelsim.scores import Floats, labelled
 from modelsim.study import check_folder, setting_differences, versions
 from modelsim.workers import sole_writer
 from modelsim.zoo import check_names, fingerprint, naming
 
-_Floats = NDArray[np.floating]
 
-
-def linear_cka(features: Mapping[str, _Floats]) -> xr.DataArray:
+def linear_cka(features: Mapping[str, Floats]) -> xr.DataArray:
     """Linear centred kernel alignment of features (image, feature) of the same images: 0 … 1.
 
     Turning or scaling all features of a network doesn't count.
@@ -45,7 +42,7 @@ def linear_cka(features: Mapping[str, _Floats]) -> xr.DataArray:
     return labelled(grams @ grams.T, [*features], "linear CKA")
 
 
-def gradient_cosine(gradients: Mapping[str, _Floats]) -> xr.DataArray:
+def gradient_cosine(gradients: Mapping[str, Floats]) -> xr.DataArray:
     """Mean over images of the cosine of two networks' input gradients (image, channel, y, x): -1 … 1.
 
     An image that leaves a network no gradient counts as 0.
@@ -55,13 +52,13 @@ def gradient_cosine(gradients: Mapping[str, _Floats]) -> xr.DataArray:
     return labelled(cosines, [*gradients], "cosine of gradients")
 
 
-def _unit(rows: _Floats) -> _Floats:
+def _unit(rows: Floats) -> Floats:
     """Scale each row to length 1; a row of zeros stays."""
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     return rows / np.where(lengths, lengths, 1)
 
 
-def penultimate_features(classifier: nn.Module, images: ImageSet) -> _Floats:
+def penultimate_features(classifier: nn.Module, images: ImageSet) -> Floats:
     """Return what a network of timm hands to its last layer: (image, feature).
 
     Raises
@@ -137,7 +134,7 @@ def measure(
     return found
 
 
-def _kept(classifier: nn.Module, images: ImageSet, part: Path, *, made: str) -> Mapping[str, _Floats]:
+def _kept(classifier: nn.Module, images: ImageSet, part: Path, *, made: str) -> Mapping[str, Floats]:
     """Read a network's features, gradients and the seconds that they took; write them first if need be."""
     if not part.exists() or np.load(part)["made"] != made:
         times = [time.perf_counter()]
@@ -153,7 +150,7 @@ def _kept(classifier: nn.Module, images: ImageSet, part: Path, *, made: str) -> 
     return np.load(part)
 
 
-def _compared(kept: Mapping[str, Mapping[str, _Floats]]) -> xr.Dataset:
+def _compared(kept: Mapping[str, Mapping[str, Floats]]) -> xr.Dataset:
     features, gradients, seconds = (
         {name: one[what] for name, one in kept.items()} for what in ("features", "gradients", "seconds")
     )

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from modelsim import __version__, attacks
 from modelsim import study as studies
-from modelsim.attacks import checked_logits, count_without_gradient, frozen, logits, pgd
+from modelsim.attacks import checked_logits, frozen, input_gradients, logits, pgd
 from modelsim.images import ImageSet, check_images, check_number, check_whole
+from modelsim.study import Change, Classes
 from modelsim.workers import check_workers, side_by_side, sole_writer
 from modelsim.zoo import CANVAS_RULE, check_names, fingerprint, naming
 from modelsim.zoo import fold as fold_classifier
@@ -37,11 +38,8 @@ Precision = Literal["fp32", "tf32", "bf16"]
 ASKED_AGAIN = 60
 """Images on which a network must tell the same in batches of other sizes and other company."""
 
-_UNSTEADY = 0.02
-"""Share of their answers that may differ, by rounding."""
-
-_ENOUGH = 500
-"""Images on which an accuracy is known well enough to stop a run."""
+_UNSTEADY = 0.02  # share of their answers that may differ, by rounding
+_ENOUGH = 500  # images on which an accuracy is known well enough to stop a run
 
 
 @dataclass(eq=False)
@@ -63,10 +61,10 @@ class Engine:
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of the networks that have been loaded."""
     _kept: dict[str, nn.Module] = field(default_factory=dict)
+    # Bytes that are left for networks, by the device where they are kept.
     _room: dict[str, float] = field(default_factory=dict)
-    """Bytes that are left for networks, by the device where they are kept."""
+    # The network asked for last, on the device.
     _last: dict[str, nn.Module] = field(default_factory=dict)
-    """The network asked for last, on the device."""
 
     def __post_init__(self) -> None:
         check_number(least=0, network_memory=self.network_memory)
@@ -119,7 +117,7 @@ class Engine:
                 setting.fp32_precision = "tf32" if self.precision == "tf32" else "ieee"
             yield
 
-    def perturbation(self, name: str, attacked: Callable[[], object] = int) -> NDArray[np.int8]:
+    def perturbation(self, name: str, attacked: Callable[[], object] = int) -> Change:
         """Attack a network batch by batch; return the change of every pixel, rounded to whole 255ths.
 
         `attacked` is called after every batch.
@@ -174,7 +172,7 @@ class Engine:
                 )
         return found
 
-    def predictions(self, name: str, canvas: Tensor) -> NDArray[np.int16]:
+    def predictions(self, name: str, canvas: Tensor) -> Classes:
         """Return the predicted classes (image,)."""
         return self.logits(name, canvas).argmax(1).numpy().astype(np.int16)
 
@@ -183,7 +181,7 @@ class Engine:
         probabilities = self.logits(name, canvas).double().softmax(1)
         return (probabilities * studies.PROBABILITY_STEPS).round().numpy().astype(np.uint16)
 
-    def first_predictions(self, name: str) -> NDArray[np.int16]:
+    def first_predictions(self, name: str) -> Classes:
         """Return the predicted classes (image,) of the clean images.
 
         Raises
@@ -206,16 +204,17 @@ class Engine:
         return self.predictions(name, self.images.pixels)
 
     def images_without_gradient(self, name: str) -> int:
-        """Count the clean images that leave an attack no gradient to follow."""
-        network, n = self.network(name), self.batch_size
-        parts = (self.images[start : start + n] for start in range(0, len(self.images), n))
-        with self._at_work(name):
-            return sum(
-                count_without_gradient(network, part.images.to(self.device), part.labels.to(self.device))
-                for part in parts
-            )
+        """Count the clean images that leave an attack no gradient to follow: it is zero, NaN or infinite."""
+        network, without = self.network(name), 0
+        with self._at_work(name), frozen(network) as still:
+            for start in range(0, len(self.images), self.batch_size):
+                part = self.images[start : start + self.batch_size]
+                x, y = part.images.to(self.device), part.labels.to(self.device)
+                gradient = input_gradients(still, x, y).flatten(1)
+                without += int(((gradient == 0).all(1) | ~gradient.isfinite().all(1)).sum())
+        return without
 
-    def adversarial(self, change: NDArray[np.int8]) -> Tensor:
+    def adversarial(self, change: Change) -> Tensor:
         """Return all images after a change in whole 255ths, as uint8, on the device for every target."""
         return studies.perturbed(self.images, change).to(self.device)
 
@@ -399,7 +398,7 @@ def _made(work: _Work, workers: int, scheduler: str | None, *, progress: bool) -
         names = tqdm(engine.zoo, desc="clean images", disable=not progress, leave=False)
         clean = {name: engine.first_predictions(name) for name in names}
         if work.expected_accuracy is not None and len(engine.images) >= _ENOUGH:
-            _check_accuracy(clean, engine.images.labels.numpy(), work.expected_accuracy)
+            _check_accuracy(clean, engine.images, work.expected_accuracy)
     with sole_writer(folder):
         missing = store.prepare(clean, engine.images, work.test_images)
         _finish(work, missing, workers, scheduler, progress=progress)
@@ -427,11 +426,9 @@ def _check_input(
         raise ValueError(f"the test images have classes {test_images.classes}, the images {images.classes}")
 
 
-def _check_accuracy(
-    clean: Mapping[str, NDArray[np.int16]], labels: NDArray[np.int64], expected: Mapping[str, float]
-) -> None:
+def _check_accuracy(clean: Mapping[str, Classes], images: ImageSet, expected: Mapping[str, float]) -> None:
     """Raise if a model is much less accurate on clean images than it should be."""
-    found = pd.Series({name: (told == labels).mean() for name, told in clean.items()})
+    found = pd.Series({name: (told == images.labels.numpy()).mean() for name, told in clean.items()})
     for name, accuracy in found.items():
         # Without a peer the second is NaN, below which nothing is.
         least = {"10 points less than expected": expected.get(str(name), 0) - 0.1}
@@ -439,15 +436,13 @@ def _check_accuracy(
         for what, bound in least.items():
             if accuracy < bound:
                 raise ValueError(
-                    f"model {name!r} is right on {accuracy:.1%} of {len(labels)} clean images, below "
+                    f"model {name!r} is right on {accuracy:.1%} of {len(images)} clean images, below "
                     f"{bound:.1%} ({what}): look at the order of its classes, the mean and deviation of its "
                     "inputs, and whether the canvas is as large as its input"
                 )
 
 
-def _finish(
-    work: _Work, missing: Sequence[str], workers: int, scheduler: str | None, *, progress: bool
-) -> None:
+def _finish(work: _Work, missing: list[str], workers: int, scheduler: str | None, *, progress: bool) -> None:
     """Finish the sources that are missing, one after the other or side by side."""
     engine, batches = work.engine, -(-len(work.engine.images) // work.engine.batch_size)
     done = (len(engine.zoo) - len(missing)) * batches

@@ -22,9 +22,11 @@ from modelsim.images import check_whole
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
 
-_SECONDS_TO_WAIT = 60
-"""How long a scheduler may take to offer the first worker."""
+_Function = Callable[[Any, Any], Any]
 
+_SECONDS_TO_WAIT = 60  # how long a scheduler may take to offer the first worker
+
+# Of Dask, for our own processes.
 _SETTINGS = {
     # Dask's defaults have every tensor mapped and unmapped anew: three times slower.
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30,
@@ -34,7 +36,6 @@ _SETTINGS = {
     # What all share is large, and sent once.
     "distributed.admin.large-graph-warning-threshold": "1 PB",
 }
-"""Of Dask, for our own processes."""
 
 
 @contextmanager
@@ -87,10 +88,10 @@ def _is_gpu(device: str) -> bool:
 
 
 def side_by_side(
-    function: Callable[[Any, Any], Any],
+    function: _Function,
     shared: object,
     items: Sequence[Any],
-    done: Callable[[Any, Any], None],
+    done: _Function,
     *,
     workers: int = 1,
     scheduler: str | None = None,
@@ -159,19 +160,14 @@ class _Shared:
         return pickle.loads(self.packed)
 
 
-def _call(function: Callable[[Any, Any], Any], threads: int | None, shared: _Shared, item: Any) -> Any:
+def _call(function: _Function, threads: int | None, shared: _Shared, item: Any) -> Any:
     if threads is not None:
         torch.set_num_threads(threads)
     return function(shared.content, item)
 
 
 def _finish(
-    client: "Client",
-    call: Callable[[_Shared, Any], Any],
-    sent: "Future[_Shared]",
-    items: Sequence[Any],
-    *,
-    done: Callable[[Any, Any], None],
+    client: "Client", call: _Function, sent: "Future[_Shared]", items: Sequence[Any], *, done: _Function
 ) -> list[Any]:
     """Call for each item, and `done` here; return those whose workers died time and again."""
     from distributed import KilledWorker, as_completed

@@ -261,8 +261,9 @@ def _training(path: Path) -> str:
 
 def _damaged(path: Path, why: str) -> ValueError:
     anew = f"delete it and {_training(path)}" if _training(path) else "write it anew with `save_weights`"
-    said = f"{path} is truncated or corrupted, or holds no safetensors ({why}): restore it, or {anew}"
-    return ValueError(said)
+    return ValueError(
+        f"{path} is truncated or corrupted, or holds no safetensors ({why}): restore it, or {anew}"
+    )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -334,8 +335,7 @@ class Zoo(Mapping[str, nn.Module]):
     def __init__(self, names: str | Sequence[str], load: Callable[[str], nn.Module]) -> None:
         self._names = (names,) if isinstance(names, str) else tuple(names)
         check_names(self._names)
-        duplicates = sorted({name for name in self._names if self._names.count(name) > 1})
-        if duplicates:
+        if duplicates := sorted({name for name in self._names if self._names.count(name) > 1}):
             raise ValueError(f"duplicate model names: {', '.join(duplicates)}")
         self._load = load
 
