@@ -5,10 +5,11 @@ import os
 import pickle
 import platform
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,7 +138,9 @@ def side_by_side(
     with _connected(workers, scheduler, device) as client:
         # Made by a call, it is made again when the workers that have it are dead.
         sent = client.submit(_Shared, packed, pure=False)
-        client.replicate([sent])
+        # Of Dask, if a worker dies at that: the calls ask for it themselves.
+        with suppress(AssertionError, ValueError):
+            client.replicate([sent])
         finish = partial(_finish, client, partial(_call, function, threads), sent, done=done)
         # Where a worker died, what only waited there is under suspicion as well, until it is tried alone.
         killers = [item for suspect in finish(items) for item in finish([suspect])]
@@ -216,8 +219,10 @@ def _connected(workers: int, scheduler: str | None, device: str) -> "Iterator[Cl
                 _check_threads(client)
                 yield client
             return
-        with _cluster(workers, device) as cluster, Client(cluster, set_as_default=False) as client:
-            # A terminal sends Ctrl-C to the workers too: this process alone ends them.
+        # A terminal sends Ctrl-C to the workers too: this process alone ends them.
+        with _interrupts_held():
+            started = _cluster(workers, device)
+        with started as cluster, Client(cluster, set_as_default=False) as client:
             client.register_worker_callbacks(_ignore_interrupt)
             yield client
 
@@ -251,6 +256,19 @@ def _check_threads(client: "Client") -> None:
             raise ValueError(
                 f"worker {address} has {threads} threads: start it with `dask worker --nthreads 1`"
             )
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Have threads and processes that are started here, and what they start later, take no interrupt."""
+    if sys.platform == "win32":  # which has no masks of signals
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ignore_interrupt() -> None:
