@@ -22,7 +22,6 @@ from typer.core import TyperGroup
 import modelsim as ms
 from modelsim import distillation
 from modelsim.attacks import AT_A_TIME
-from modelsim.catalogue import CATALOGUE
 from modelsim.images import check_number
 from modelsim.pretrained import at_full_size, expected_accuracy
 from modelsim.scores import Measure
@@ -80,7 +79,7 @@ def train(names: Names = None, workers: Workers = 1, scheduler: Scheduler = None
 
     Example: `python -m modelsim train resnet50 resnet50-seed1 --workers 2`
     """
-    table = train_zoo(names or list(CATALOGUE), workers=workers, scheduler=scheduler)
+    table = train_zoo(names or list(ms.CATALOGUE), workers=workers, scheduler=scheduler)
     return table.drop(columns=["recipe", "torch", "timm"]).to_string()
 
 
@@ -171,7 +170,7 @@ def plan(
     neither weights nor images are needed.
     """
     sides, build = ((3, canvas, canvas), at_full_size) if zoo == "imagenet69" else ((1, 28, 28), _of_the_zoo)
-    names = names or list(ms.load_zoo(zoo) if zoo != "imagenet69" else CATALOGUE)
+    names = names or list(ms.load_zoo(zoo) if zoo != "imagenet69" else ms.CATALOGUE)
     table = ms.plan(build, names, sides, images=n, steps=steps, test_images=test_images, device=device)
     if csv:
         table.assign(threads=torch.get_num_threads(), torch=torch.__version__).to_csv(csv)
@@ -229,7 +228,7 @@ def components(
 
     Example: `python -m modelsim components resnet50 maxvit_tiny_tf_224`
     """
-    table = ms.read_components(names or list(CATALOGUE))
+    table = ms.read_components(names or list(ms.CATALOGUE))
     if csv:
         table.to_csv(csv)
     return table.T.to_string()
@@ -256,7 +255,7 @@ def forecast(
 
 def _row(read: pd.Series, told: pd.DataFrame, known: pd.DataFrame) -> str:
     new = [" (none of the 69)" if value not in known[name].values else "" for name, value in read.items()]
-    told = told.assign(base=[CATALOGUE[other].base for other in told.index])
+    told = told.assign(base=[ms.CATALOGUE[other].base for other in told.index])
     ends = {"most similar": told.nlargest(5, "SAT"), "least similar": told.nsmallest(5, "SAT")}
     tables = [f"{what}\n{rows.rename_axis(None).round(2).to_string()}" for what, rows in ends.items()]
     return "\n".join([str(read.name), (read + new).to_string(), *tables])

@@ -17,11 +17,10 @@ from tqdm import tqdm
 from modelsim import attacks
 from modelsim import study as studies
 from modelsim.catalogue import CATALOGUE
-from modelsim.images import ImageSet, fashion_mnist
-from modelsim.study import Change, Classes
+from modelsim.images import ImageSet, check_strings, fashion_mnist
 from modelsim.transfer import Attack, Engine, default_device, describe_attack, warned
 from modelsim.workers import sole_writer
-from modelsim.zoo import check_names, load_zoo, split_model_name
+from modelsim.zoo import load_zoo, split_model_name
 
 
 def compare(
@@ -127,7 +126,7 @@ class _Newcomer:
     name: str
     study: xr.Dataset
     engine: Engine
-    clean: Classes  # what it sees in the clean images (image,)
+    clean: studies.Classes  # what it sees in the clean images (image,)
     test_images: ImageSet | None
     progress: bool
 
@@ -155,13 +154,13 @@ class _Newcomer:
                 raise ValueError(f"{other!r} of the zoo is not the one in the study: its weights differ")
             studies.check_same_predictions(other, self.study.clean_prediction.sel(target=other).values, told)
 
-    def measured(self) -> tuple[xr.Dataset, Change]:
+    def measured(self) -> tuple[xr.Dataset, studies.Change]:
         """Return the study with the newcomer, but without perturbations, and the newcomer's perturbation."""
         names, engine = self.study.source.values.tolist(), self.engine
         batches = -(-len(engine.images) // engine.batch_size)
         with tqdm(total=batches + 2 * len(names) + 1, desc=self.name, disable=not self.progress) as bar:
 
-            def shown(target: str, canvas: Tensor) -> Classes:
+            def shown(target: str, canvas: Tensor) -> studies.Classes:
                 bar.update()
                 return engine.predictions(target, canvas)
 
@@ -172,7 +171,7 @@ class _Newcomer:
             row = np.stack([shown(target, mine) for target in (*names, self.name)])
         return self._extended(row, column), change
 
-    def _extended(self, row: Classes, column: Classes) -> xr.Dataset:
+    def _extended(self, row: studies.Classes, column: studies.Classes) -> xr.Dataset:
         """Lay out what all see in the newcomer's images, itself last, and what it sees in all others'."""
         study, name, engine = self.study, self.name, self.engine
         names = [*study.source.values.tolist(), name]
@@ -219,7 +218,7 @@ def _others(study: xr.Dataset, given: Mapping[str, nn.Module]) -> Mapping[str, n
 
 
 def _check_names(study: xr.Dataset, name: str) -> None:
-    check_names([name])
+    check_strings("names of models", [name])
     if not isinstance(study, xr.Dataset):
         kind = type(study).__name__
         raise TypeError(

@@ -17,11 +17,11 @@ from torch import nn
 from tqdm import tqdm
 
 from modelsim.attacks import frozen, input_gradients, logits
-from modelsim.images import ImageSet
+from modelsim.images import ImageSet, check_strings
 from modelsim.scores import Floats, labelled
 from modelsim.study import check_folder, setting_differences, versions
 from modelsim.workers import sole_writer
-from modelsim.zoo import check_names, fingerprint, naming
+from modelsim.zoo import fingerprint, naming
 
 
 def linear_cka(features: Mapping[str, Floats]) -> xr.DataArray:
@@ -110,7 +110,7 @@ def measure(
     BlockingIOError
         If another run writes to `out`.
     """
-    check_names(zoo)
+    check_strings("names of models", zoo)
     path = check_folder(out) / "measures.nc"
     shared = {f"version of {name}": number for name, number in versions().items()}
     shared |= {"images": images.fingerprint()}

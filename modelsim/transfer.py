@@ -26,10 +26,10 @@ from tqdm import tqdm
 from modelsim import __version__, attacks
 from modelsim import study as studies
 from modelsim.attacks import checked_logits, frozen, input_gradients, logits, pgd
-from modelsim.images import ImageSet, check_images, check_number, check_whole
+from modelsim.images import ImageSet, check_images, check_number, check_strings, check_whole
 from modelsim.study import Change, Classes
 from modelsim.workers import check_workers, side_by_side, sole_writer
-from modelsim.zoo import CANVAS_RULE, check_names, fingerprint, naming
+from modelsim.zoo import CANVAS_RULE, fingerprint, naming
 from modelsim.zoo import fold as fold_classifier
 
 Attack = Callable[..., Tensor]
@@ -420,7 +420,7 @@ def _check_input(
             raise TypeError(f"{what} must be a modelsim.ImageSet, got {type(given).__name__}")
     if not zoo:
         raise ValueError("the zoo is empty: give at least one classifier")
-    check_names(zoo)
+    check_strings("names of models", zoo)
     check_whole(batch_size=batch_size)
     if test_images is not None and test_images.classes != images.classes:
         raise ValueError(f"the test images have classes {test_images.classes}, the images {images.classes}")

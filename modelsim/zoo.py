@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import timm
 import torch
@@ -318,11 +317,6 @@ def load_weights(classifier: nn.Module, path: str | Path) -> None:
     classifier.load_state_dict(weights)
 
 
-def check_names(names: Iterable[object]) -> None:
-    """Raise unless these can be names of models: strings, none of them empty."""
-    check_strings("names of models", names)
-
-
 class Zoo(Mapping[str, nn.Module]):
     """Classifiers by name, each built by `load` when it is asked for and not kept.
 
@@ -334,7 +328,7 @@ class Zoo(Mapping[str, nn.Module]):
 
     def __init__(self, names: str | Sequence[str], load: Callable[[str], nn.Module]) -> None:
         self._names = (names,) if isinstance(names, str) else tuple(names)
-        check_names(self._names)
+        check_strings("names of models", self._names)
         if duplicates := sorted({name for name in self._names if self._names.count(name) > 1}):
             raise ValueError(f"duplicate model names: {', '.join(duplicates)}")
         self._load = load
