@@ -19,6 +19,7 @@ from tqdm import tqdm
 from modelsim.attacks import frozen, input_gradients, logits
 from modelsim.images import check_whole
 from modelsim.transfer import ASKED_AGAIN
+from modelsim.workers import is_gpu
 from modelsim.zoo import count_parameters, fold, naming
 
 _Build = Callable[[str], nn.Module]
@@ -80,7 +81,7 @@ def plan(
     """
     check_whole(images=images, steps=steps)
     check_whole(least=0, test_images=test_images)
-    if device == "cuda" and not torch.cuda.is_available():
+    if is_gpu(device) and not torch.cuda.is_available():
         raise ValueError("there is no GPU to time the networks on: plan where it is, or with device 'cpu'")
     traced = {n: _traced(build, n, canvas) for n in tqdm(names, "traced", disable=not progress, leave=False)}
     table = pd.DataFrame(traced).T

@@ -153,21 +153,17 @@ def _load(name: str, folder: Path | None) -> Classifier:
     """Build one network and fill it with its weights."""
     of_file = folder and {"file": str(folder / f"{name}.safetensors"), "custom_load": False}
     overlay = None if name.startswith("hf-hub:") else of_file
-    return _build(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    return at_full_size(name, pretrained=True, pretrained_cfg_overlay=overlay)
 
 
-def at_full_size(name: str) -> Classifier:
-    """Build a network of timm as `pretrained` does, but with random weights.
+def at_full_size(name: str, **of_timm: Any) -> Classifier:
+    """Build a network of timm as `pretrained` does, but with random weights, unless timm is told otherwise.
 
     Raises
     ------
     ValueError
         If timm can't build it, or it has no head or an input that isn't square.
     """
-    return _build(name)
-
-
-def _build(name: str, **of_timm: Any) -> Classifier:
     with naming(name), torch.random.fork_rng(devices=[]):
         network = timm.create_model(_PAPERS.get(name, name), **of_timm)
     settings = resolve_model_data_config(network)

@@ -28,7 +28,7 @@ from modelsim import study as studies
 from modelsim.attacks import checked_logits, frozen, input_gradients, logits, pgd
 from modelsim.images import ImageSet, check_images, check_number, check_strings, check_whole
 from modelsim.study import Change, Classes
-from modelsim.workers import check_workers, side_by_side, sole_writer
+from modelsim.workers import check_workers, is_gpu, side_by_side, sole_writer
 from modelsim.zoo import CANVAS_RULE, fingerprint, naming
 from modelsim.zoo import fold as fold_classifier
 
@@ -243,7 +243,7 @@ def _on_device(network: nn.Module, device: str) -> nn.Module:
 
 def _room(device: str, memory: float) -> dict[str, float]:
     """Return how many bytes networks may take on the device, and in memory."""
-    if torch.device(device).type != "cuda":
+    if not is_gpu(device):
         return {device: memory * 2**30}
     return {device: torch.cuda.mem_get_info(device)[0] / 2, "cpu": memory * 2**30}
 

@@ -77,14 +77,15 @@ def check_workers(workers: int, scheduler: str | None, device: str = "cpu") -> N
         return
     if scheduler:
         raise ValueError(f"give workers={workers} or scheduler={scheduler!r}, not both")
-    if _is_gpu(device) and workers > (n := torch.cuda.device_count()):
+    if is_gpu(device) and workers > (n := torch.cuda.device_count()):
         raise ValueError(f"{workers} workers for {n} GPUs: give at most one a GPU")
-    if _is_gpu(device) and find_spec("dask_cuda") is None:
+    if is_gpu(device) and find_spec("dask_cuda") is None:
         what = f"{workers} workers on GPUs need dask-cuda, which is for Linux"
         raise ValueError(f"{what}: pip install 'modelsim[gpu]', or give one worker")
 
 
-def _is_gpu(device: str) -> bool:
+def is_gpu(device: str) -> bool:
+    """Tell whether a device, such as `"cuda:0"`, is a GPU."""
     return torch.device(device).type == "cuda"
 
 
@@ -242,7 +243,7 @@ def _cluster(workers: int, device: str) -> "LocalCluster":
         # What goes wrong in a call is raised in this process; there is no need to log it as well.
         silence_logs=logging.CRITICAL,
     )
-    if _is_gpu(device):
+    if is_gpu(device):
         from dask_cuda import LocalCUDACluster
 
         return LocalCUDACluster(device_memory_limit=None, **options)
