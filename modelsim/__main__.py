@@ -22,13 +22,12 @@ from typer.core import TyperGroup
 import modelsim as ms
 from modelsim import distillation
 from modelsim.attacks import gradients_at_a_time
-from modelsim.catalogue import CATALOGUE
 from modelsim.images import check_number
 from modelsim.plan import side_by_side_seconds
 from modelsim.pretrained import at_full_size, expected_accuracy
 from modelsim.scores import Measure
 from modelsim.training import Kind, train_zoo
-from modelsim.transfer import Precision
+from modelsim.transfer import Attack, Precision
 from modelsim.zoo import naming, split_model_name, unknown_name_message
 
 Strings = list[str] | None
@@ -81,7 +80,7 @@ def train(names: Names = None, workers: Workers = 1, scheduler: Scheduler = None
 
     Example: `python -m modelsim train resnet50 resnet50-seed1 --workers 2`
     """
-    table = train_zoo(names or list(CATALOGUE), workers=workers, scheduler=scheduler)
+    table = train_zoo(names or list(ms.CATALOGUE), workers=workers, scheduler=scheduler)
     return table.drop(columns=["recipe", "torch", "timm"]).to_string()
 
 
@@ -122,18 +121,22 @@ def transfer(
 
     Without a word on `fold` or `perturbations` it is as in the study that is there, else yes.
     """
-    eps = eps if eps is not None else 18 if zoo == "fashion69" else 8
-    attack = partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
+    attack = _pgd(zoo, eps, steps, step_size, seed)
     options: dict[str, Any] = dict(fold=fold, perturbations=perturbations, network_memory=network_memory)
     options |= dict(precision=precision, workers=workers, scheduler=scheduler)
-    check_number(most=127, eps=eps)
-    check_number(step_size=step_size)
     networks, shown = _given(zoo, names, weights, images, image_seed, per_class=per_class, labels=labels)
     expected = expected_accuracy(expect, networks) if expect else {} if zoo == "imagenet69" else None
     test = ms.fashion_mnist("test") if probabilities and zoo == "fashion69" else None
-    options |= dict(expected_accuracy=expected)
-    ms.transfer(networks, shown, attack, out, test_images=test, **options)
+    ms.transfer(networks, shown, attack, out, test_images=test, expected_accuracy=expected, **options)
     return f"the study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}"
+
+
+def _pgd(zoo: str, eps: float | None, steps: int, step_size: float, seed: int) -> Attack:
+    """Return the attack, whose sizes are given in 1/255."""
+    eps = eps if eps is not None else 18 if zoo == "fashion69" else 8
+    check_number(most=127, eps=eps)
+    check_number(step_size=step_size)
+    return partial(ms.pgd, eps=eps / 255, steps=steps, step_size=step_size / 255, seed=seed)
 
 
 def _given(
@@ -168,7 +171,7 @@ def plan(
     neither weights nor images are needed.
     """
     sides, build = ((3, canvas, canvas), at_full_size) if zoo == "imagenet69" else ((1, 28, 28), _of_the_zoo)
-    names = names or list(ms.load_zoo(zoo) if zoo != "imagenet69" else CATALOGUE)
+    names = names or list(ms.load_zoo(zoo) if zoo != "imagenet69" else ms.CATALOGUE)
     table = ms.plan(build, names, sides, images=n, steps=steps, test_images=test_images, device=device)
     if csv:
         table.assign(threads=torch.get_num_threads(), torch=torch.__version__).to_csv(csv)
@@ -226,7 +229,7 @@ def components(
 
     Example: `python -m modelsim components resnet50 maxvit_tiny_tf_224`
     """
-    table = ms.read_components(names or list(CATALOGUE))
+    table = ms.read_components(names or list(ms.CATALOGUE))
     if csv:
         table.to_csv(csv)
     return table.T.to_string()
@@ -253,7 +256,7 @@ def forecast(
 
 def _row(read: pd.Series, told: pd.DataFrame, known: pd.DataFrame) -> str:
     new = [" (none of the 69)" if value not in known[name].values else "" for name, value in read.items()]
-    told = told.assign(base=[CATALOGUE[other].base for other in told.index])
+    told = told.assign(base=[ms.CATALOGUE[other].base for other in told.index])
     ends = {"most similar": told.nlargest(5, "SAT"), "least similar": told.nsmallest(5, "SAT")}
     tables = [f"{what}\n{rows.rename_axis(None).round(2).to_string()}" for what, rows in ends.items()]
     return "\n".join([str(read.name), (read + new).to_string(), *tables])

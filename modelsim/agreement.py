@@ -11,10 +11,8 @@ from scipy.spatial.distance import squareform
 from scipy.stats import permutation_test, rankdata
 from scipy.stats import t as student
 
-from modelsim.scores import check_matrix
+from modelsim.scores import Floats, check_matrix
 from modelsim.zoo import split_model_name
-
-Floats = NDArray[np.floating]
 
 
 class Agreement(NamedTuple):

@@ -23,8 +23,8 @@ _PIXELS_AT_A_TIME = 2**18
 """The same on a processor: more leave its caches, and of photographs fill its memory."""
 
 _Limits = WeakKeyDictionary[nn.Module, int]
+# How many images a network can take together, where memory ran out with more.
 _LOGITS, _GRADIENTS = _Limits(), _Limits()
-"""How many images a network can take together, where memory ran out with more."""
 
 
 @contextmanager
@@ -171,13 +171,6 @@ def input_gradients(classifier: nn.Module, images: Tensor, labels: Tensor) -> Te
     return _in_parts(compute, len(images), classifier, _GRADIENTS, most)
 
 
-def count_without_gradient(classifier: nn.Module, images: Tensor, labels: Tensor) -> int:
-    """Count the images on which an attack has no gradient to follow: it is zero, NaN or infinite."""
-    with frozen(classifier) as still:
-        gradient = input_gradients(still, images, labels).flatten(1)
-    return int(((gradient == 0).all(1) | ~gradient.isfinite().all(1)).sum())
-
-
 def _ascend(
     classifier: nn.Module,
     images: Tensor,
@@ -264,9 +257,8 @@ def pgd(
     ----------
     Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018, eq. (2).
     """
-    check_whole(least=0, seed=seed)
     with frozen(classifier) as still:
-        _check_input(images, labels, still, eps=eps, steps=steps, step_size=step_size)
+        _check_input(images, labels, still, eps=eps, steps=steps, step_size=step_size, seed=seed)
         generator = torch.Generator(images.device).manual_seed(int(seed))
         noise = torch.empty_like(images).uniform_(-eps, eps, generator=generator)
         start = (images + noise).clamp(0, 1)

@@ -138,11 +138,8 @@ class _NarrowHRNet(models.HighResolutionNet):
 
 def _hrnet(*channels: int) -> dict[str, Any]:
     published = hrnet.cfg_cls["hrnet_w64"]
-    stages = {
-        f"stage{n}": published[f"stage{n}"]
-        | dict(num_modules=1, num_blocks=(1,) * n, num_channels=channels[:n])
-        for n in (1, 2, 3, 4)
-    }
+    sizes = [dict(num_modules=1, num_blocks=(1,) * n, num_channels=channels[:n]) for n in (1, 2, 3, 4)]
+    stages = {f"stage{n}": published[f"stage{n}"] | size for n, size in enumerate(sizes, start=1)}
     return dict(cfg=published, stem_width=8, **stages)
 
 

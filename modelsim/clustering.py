@@ -13,12 +13,9 @@ A matrix that isn't square, symmetric and finite, and names or numbers that don'
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from sklearn.cluster import SpectralClustering
 
-from modelsim.scores import check_matrix
-
-Floats = NDArray[np.floating]
+from modelsim.scores import Floats, check_matrix
 
 
 def _check_similarity(similarity: xr.DataArray) -> None:

@@ -1,7 +1,6 @@
 """Where does a classifier of one's own stand? One more row and column of a study."""
 
 import json
-import warnings
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,30 +11,16 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from modelsim import attacks
+from modelsim import study as studies
 from modelsim.catalogue import CATALOGUE
-from modelsim.images import ImageSet, fashion_mnist
-from modelsim.study import (
-    PROBABILITY_STEPS,
-    STORE,
-    Store,
-    check_folder,
-    check_same_predictions,
-    images_of,
-    open_study,
-    plain_attributes,
-    setting_differences,
-    settings_of,
-    stored_change,
-    stored_settings,
-)
-from modelsim.transfer import Attack, Engine, concerns, default_device, describe_attack
+from modelsim.images import ImageSet, check_strings, fashion_mnist
+from modelsim.transfer import Attack, Engine, default_device, describe_attack, warned
 from modelsim.workers import sole_writer
-from modelsim.zoo import check_names, load_zoo, split_model_name
+from modelsim.zoo import load_zoo, split_model_name
 
 
 def compare(
@@ -120,7 +105,7 @@ def compare(
     _check_names(study, name)
     networks = ChainMap({name: classifier}, cast("Any", _others(study, zoo or {})))
     test_images = _test_images(study, images, test_images)
-    images = images_of(study, images or fashion_mnist("test"))
+    images = studies.images_of(study, images or fashion_mnist("test"))
     batch_size, fold = study.attrs["batch_size"], json.loads(study.attrs["fold"])
     precision, device = study.attrs.get("precision", "fp32"), device or default_device()
     attack = _attack(study, attack)
@@ -130,10 +115,8 @@ def compare(
         newcomer.check_others()
         extended, _ = newcomer.measured()
     else:
-        extended = newcomer.kept(check_folder(out).absolute())
-    for concern in concerns(extended, [name]):
-        warnings.warn(concern, stacklevel=2)
-    return extended
+        extended = newcomer.kept(studies.check_folder(out).absolute())
+    return warned(extended, [name])
 
 
 @dataclass(frozen=True)
@@ -143,23 +126,24 @@ class _Newcomer:
     name: str
     study: xr.Dataset
     engine: Engine
-    clean: NDArray[np.int16]
-    """What it sees in the clean images (image,)."""
+    clean: studies.Classes  # what it sees in the clean images (image,)
     test_images: ImageSet | None
     progress: bool
 
     def kept(self, folder: Path) -> xr.Dataset:
         """Open the study with the newcomer where it is kept already, else measure it and write it."""
-        store = Store(folder / STORE, self._settings())
-        there = stored_settings(store.path)
+        store = studies.Store(folder / studies.STORE, self._settings())
+        there = studies.stored_settings(store.path)
         models = {name: there.get("models", {}).get(name) for name in store.settings["models"]}
         if there | {"models": models} != store.settings:
             store.check_settings()
             self.check_others()
             with sole_writer(folder):
                 extended, change = self.measured()
-                store.put(extended, lambda at: change if at == self.name else stored_change(self.study, at))
-        return open_study(folder).sel(source=[*models], target=[*models])
+                store.put(
+                    extended, lambda at: change if at == self.name else studies.stored_change(self.study, at)
+                )
+        return studies.open_study(folder).sel(source=[*models], target=[*models])
 
     def check_others(self) -> None:
         """Raise unless the zoo's models are the study's, by their weights and by what they tell."""
@@ -168,26 +152,26 @@ class _Newcomer:
             told = self.engine.predictions(other, self.engine.images.pixels)
             if self.engine.fingerprints[other] != self.study.model_sha256.sel(target=other):
                 raise ValueError(f"{other!r} of the zoo is not the one in the study: its weights differ")
-            check_same_predictions(other, self.study.clean_prediction.sel(target=other).values, told)
+            studies.check_same_predictions(other, self.study.clean_prediction.sel(target=other).values, told)
 
-    def measured(self) -> tuple[xr.Dataset, NDArray[np.int8]]:
+    def measured(self) -> tuple[xr.Dataset, studies.Change]:
         """Return the study with the newcomer, but without perturbations, and the newcomer's perturbation."""
         names, engine = self.study.source.values.tolist(), self.engine
         batches = -(-len(engine.images) // engine.batch_size)
         with tqdm(total=batches + 2 * len(names) + 1, desc=self.name, disable=not self.progress) as bar:
 
-            def shown(target: str, canvas: Tensor) -> NDArray[np.int16]:
+            def shown(target: str, canvas: Tensor) -> studies.Classes:
                 bar.update()
                 return engine.predictions(target, canvas)
 
-            others = (engine.adversarial(stored_change(self.study, other)) for other in names)
+            others = (engine.adversarial(studies.stored_change(self.study, other)) for other in names)
             column = np.stack([shown(self.name, canvas) for canvas in others])
             change = engine.perturbation(self.name, bar.update)
             mine = engine.adversarial(change)
             row = np.stack([shown(target, mine) for target in (*names, self.name)])
         return self._extended(row, column), change
 
-    def _extended(self, row: NDArray[np.int16], column: NDArray[np.int16]) -> xr.Dataset:
+    def _extended(self, row: studies.Classes, column: studies.Classes) -> xr.Dataset:
         """Lay out what all see in the newcomer's images, itself last, and what it sees in all others'."""
         study, name, engine = self.study, self.name, self.engine
         names = [*study.source.values.tolist(), name]
@@ -200,14 +184,14 @@ class _Newcomer:
         if "images_without_gradient" in study:
             extended.images_without_gradient.loc[{"source": name}] = engine.images_without_gradient(name)
         if self.test_images:
-            told = engine.probabilities(name, self.test_images.pixels) * (1 / PROBABILITY_STEPS)
+            told = engine.probabilities(name, self.test_images.pixels) * (1 / studies.PROBABILITY_STEPS)
             extended.clean_probability.loc[{"target": name}] = told
         hashes = np.array([*study.model_sha256.values, engine.fingerprints[name]])
         return extended.assign_coords(model_sha256=("target", hashes))
 
     def _settings(self) -> dict[str, Any]:
         """Return the settings of the study, or of a part of it, with the newcomer."""
-        settings = settings_of(self.study) | {"images_sha256": self.engine.images.fingerprint()}
+        settings = studies.settings_of(self.study) | {"images_sha256": self.engine.images.fingerprint()}
         settings["models"][self.name] = self.engine.fingerprints[self.name]
         if self.test_images:
             return settings | {"test_images_sha256": self.test_images.fingerprint()}
@@ -234,7 +218,7 @@ def _others(study: xr.Dataset, given: Mapping[str, nn.Module]) -> Mapping[str, n
 
 
 def _check_names(study: xr.Dataset, name: str) -> None:
-    check_names([name])
+    check_strings("names of models", [name])
     if not isinstance(study, xr.Dataset):
         kind = type(study).__name__
         raise TypeError(
@@ -258,6 +242,6 @@ def _attack(study: xr.Dataset, given: Attack | None) -> Attack:
     if given is None:
         raise ValueError(f"the study's attack is {study.attrs['attack']}: give it as `attack`")
     there = {key: study.attrs[key] for key in study.attrs if key.startswith("attack")}
-    if differences := setting_differences(there, plain_attributes(describe_attack(given))):
+    if differences := studies.setting_differences(there, studies.plain_attributes(describe_attack(given))):
         raise ValueError(f"the attack is not the one of the study ({'; '.join(differences)})")
     return given

@@ -16,7 +16,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -31,7 +30,7 @@ from modelsim.catalogue import CATALOGUE, Architecture
 from modelsim.compare import compare
 from modelsim.images import ImageSet, check_whole, data_directory, fashion_mnist
 from modelsim.scores import sat
-from modelsim.study import open_study, setting_differences
+from modelsim.study import open_study, setting_differences, versions
 from modelsim.training import Kind, Recipe, Teacher, accuracy, fit, train_side_by_side
 from modelsim.workers import check_workers, sole_writer
 from modelsim.zoo import Classifier, assemble, load_zoo, unknown_name_message
@@ -282,8 +281,8 @@ def _settings(setting: Setting, study: Path | None, references: Sequence[str]) -
         settings |= {f"attack.{key}": value for key, value in attack.items()}
         settings |= {"attack": of_study["attack"], "attacked images": of_study["images_sha256"]}
     settings["compared with"] = ", ".join(references)
-    versions = {name: version(name) for name in ("torch", "timm", "numpy")} | {"modelsim": __version__}
-    return settings | {f"version of {name}": number for name, number in versions.items()}
+    numbers = versions() | {"modelsim": __version__}
+    return settings | {f"version of {name}": number for name, number in numbers.items()}
 
 
 def _check_same_settings(path: Path, settings: dict[str, Any]) -> None:

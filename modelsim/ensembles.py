@@ -1,9 +1,8 @@
-"""Models that vote together: which sets there are, and how often each is right.
+"""Models that vote together: how often each set of them is right.
 
 *Sets* are the rows of a `pandas.MultiIndex` whose levels hold names of models, one level a member.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -16,44 +15,10 @@ from modelsim.zoo import unknown_name_message
 
 Vote = Literal["soft", "hard", "logit"]
 
+# Steps of a probability in a study. Counted in steps sums are exact, and so are ties.
 _STEPS = 10_000
-"""Steps of a probability in a study. Counted in steps sums are exact, and so are ties."""
-
+# Sets that are counted together: bounds the memory.
 _AT_ONCE = 512
-"""Sets that are counted together: bounds the memory."""
-
-
-def member_sets(names: Sequence[str], size: int, *, most: int = 100_000, seed: int = 0) -> pd.MultiIndex:
-    """List all sets of `size` models, or `most` different ones drawn by `seed` where there are more.
-
-    Examples
-    --------
-    >>> member_sets(["resnet50", "seresnet50", "convnext_tiny"], 2)
-
-    Raises
-    ------
-    ValueError
-        If a name is given twice, the size isn't 2 … number of models, or there are 2⁶³ sets or more.
-    """
-    n = len(names)
-    if len(set(names)) < n:
-        raise ValueError(f"{next(name for name in names if list(names).count(name) > 1)} is named twice")
-    if not 2 <= size <= n:
-        raise ValueError(f"size must be 2 … {n}, the number of models; got {size}")
-    total = math.comb(n, size)
-    if total >= 2**63:
-        raise ValueError(f"there are {total:.1e} sets of {size} out of {n} models: choose a smaller size")
-    random = np.random.default_rng(seed)
-    numbers = np.arange(total) if total <= most else np.sort(random.choice(total, most, replace=False))
-    # A set's number, counted from the last, is a sum of binomial coefficients: the combinatorial number
-    # system (Knuth, The Art of Computer Programming, 7.2.1.3).
-    rest, members = total - 1 - numbers, []
-    for left in range(size, 0, -1):
-        below = np.array([math.comb(i, left) for i in range(n)])
-        digit = np.searchsorted(below, rest, side="right") - 1
-        rest = rest - below[digit]
-        members.append(n - 1 - digit)
-    return pd.MultiIndex([list(names)] * size, members, names=[f"member {i + 1}" for i in range(size)])
 
 
 def vote(study: xr.Dataset, sets: Iterable[Sequence[str]], *, how: Vote = "soft") -> pd.Series:
@@ -61,7 +26,7 @@ def vote(study: xr.Dataset, sets: Iterable[Sequence[str]], *, how: Vote = "soft"
 
     Examples
     --------
-    >>> vote(study, member_sets(study.target.values, 2))
+    >>> vote(study, itertools.combinations(study.target.values, 2))
     >>> vote(study, [("resnet50", "convnext_tiny", "mixer_b16_224")], how="hard")
 
     Parameters
@@ -69,7 +34,7 @@ def vote(study: xr.Dataset, sets: Iterable[Sequence[str]], *, how: Vote = "soft"
     study : Dataset
         From `open_study`, with probabilities of test images.
     sets : MultiIndex or iterable of sequences of str
-        From `member_sets`, or names of models; all of one size.
+        Names of models; all sets of one size.
     how : {"soft", "hard", "logit"}
         The class with the highest mean probability; the one that most members rate highest; or the one
         with the highest mean log-probability, as if logits were averaged. Ties go to the class that comes

@@ -40,8 +40,7 @@ def data_directory() -> Path:
         If there is no such folder, or it is not one of ours, into which nothing must be written.
     """
     folder = Path(os.environ.get("MODELSIM_DATA") or Path(__file__).resolve().parents[1] / "data").absolute()
-    missing = " and no ".join(name for name in ("fashion-mnist", "fashion69") if not (folder / name).is_dir())
-    if missing:
+    if missing := " and no ".join(n for n in ("fashion-mnist", "fashion69") if not (folder / n).is_dir()):
         raise FileNotFoundError(
             f"no data of modelsim at {folder} (no {missing} in it): set MODELSIM_DATA to a clone's data/"
         )
@@ -124,8 +123,7 @@ def check_labels(labels: Tensor, *, n_images: int, n_classes: int) -> None:
     _check_type("labels", labels, torch.int64, "convert them by torch.as_tensor(labels).long()")
     if labels.shape != (n_images,):
         raise ValueError(f"expected one label for each of {n_images} images, got shape {tuple(labels.shape)}")
-    outside = ((labels < 0) | (labels >= n_classes)).nonzero().flatten().tolist()
-    if outside:
+    if outside := ((labels < 0) | (labels >= n_classes)).nonzero().flatten().tolist():
         raise ValueError(
             f"{len(outside)} label(s) outside the {n_classes} classes 0 … {n_classes - 1}: "
             f"the first is {int(labels[outside[0]])} at position {outside[0]}"
@@ -439,16 +437,14 @@ def _samples(path: str | Path) -> Iterator[tuple[str, str, bytes]]:
         raise
     for shard in braceexpand(str(path)):
         with Path(shard).open("rb") as stream:
-            files = tar_file_expander([{"url": shard, "stream": stream}])
-            yield from map(partial(_sample, shard), group_by_keys(files))
-
-
-def _sample(shard: str, parts: Mapping[str, Any]) -> tuple[str, str, bytes]:
-    content = next((parts[kind] for kind in ("jpg", "jpeg", "png", "webp") if kind in parts), None)
-    if content is None or "cls" not in parts:
-        there = [name for name in parts if not name.startswith("__")]
-        raise ValueError(f"sample {parts['__key__']} of {shard} has {there}, expected jpg and cls")
-    return parts["__key__"], parts["cls"].decode().strip(), content
+            for parts in group_by_keys(tar_file_expander([{"url": shard, "stream": stream}])):
+                pictures = [parts[kind] for kind in ("jpg", "jpeg", "png", "webp") if kind in parts]
+                if not pictures or "cls" not in parts:
+                    there = [name for name in parts if not name.startswith("__")]
+                    raise ValueError(
+                        f"sample {parts['__key__']} of {shard} has {there}, expected jpg and cls"
+                    )
+                yield parts["__key__"], parts["cls"].decode().strip(), pictures[0]
 
 
 def _by_synset(told: Mapping[str, str]) -> pd.Series:

@@ -1,4 +1,4 @@
-"""Other similarities of the same networks: from predictions, probabilities, features and gradients.
+"""Other similarities of the same networks, from their features and gradients; the book has more on a page.
 
 Each returns a symmetric matrix (model, other) that is larger the more similar two networks are.
 """
@@ -8,101 +8,23 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
-from scipy.special import entr
 from torch import nn
 from tqdm import tqdm
 
 from modelsim.attacks import frozen, input_gradients, logits
-from modelsim.images import ImageSet
-from modelsim.scores import labelled
-from modelsim.study import check_folder, setting_differences
+from modelsim.images import ImageSet, check_strings
+from modelsim.scores import Floats, labelled
+from modelsim.study import check_folder, setting_differences, versions
 from modelsim.workers import sole_writer
-from modelsim.zoo import check_names, fingerprint, naming
-
-_Floats = NDArray[np.floating]
+from modelsim.zoo import fingerprint, naming
 
 
-def prediction_agreement(study: xr.Dataset) -> xr.DataArray:
-    """Share of the clean images of which two networks say the same, right or wrong: 0 … 1.
-
-    Examples
-    --------
-    >>> prediction_agreement(open_study("data/fashion69")).sel(model="resnet50", other="resnet101")
-
-    Parameters
-    ----------
-    study : Dataset
-        From `transfer` or `open_study`; or any with `clean_prediction (target, image)`.
-    """
-    said = study.clean_prediction.transpose("target", "image").values
-    return labelled((said[:, None] == said).mean(-1), study.target.values, "agreement")
-
-
-def error_consistency(study: xr.Dataset) -> xr.DataArray:
-    """Cohen's κ of being right: how much more than by chance two networks are right, or wrong, together.
-
-    1 where always, 0 where as often as two independent networks of their accuracies; NaN where both are
-    always right, or both always wrong. Parameters are those of `prediction_agreement`, and `label (image)`.
-
-    References
-    ----------
-    Geirhos, Meding and Wichmann, *Beyond accuracy: quantifying trial-by-trial behaviour of CNNs and humans by
-    measuring error consistency*, NeurIPS 2020, eq. (1) to (3).
-    """
-    right = (study.clean_prediction == study.label).transpose("target", "image").values.astype(float)
-    accuracy, wrong = right.mean(1), 1 - right
-    together = (right @ right.T + wrong @ wrong.T) / right.shape[1]
-    chance = np.outer(accuracy, accuracy) + np.outer(1 - accuracy, 1 - accuracy)
-    return labelled(_beyond_chance(together, chance), study.target.values, "error consistency")
-
-
-def capa(study: xr.Dataset) -> xr.DataArray:
-    """Chance-adjusted probabilistic agreement κₚ: how much more than by chance two networks say the same.
-
-    Each draws its class from its probabilities; chance is two independent networks that give the true class
-    the same mean probabilities and share the rest evenly. At most 1. The diagonal is a network against
-    another draw of its own, so it is below 1 where it isn't sure.
-
-    Parameters
-    ----------
-    study : Dataset
-        With `clean_probability (target, test_image, class)`, of the images in `image` at least, and `label`.
-
-    References
-    ----------
-    Goel et al., *Great Models Think Alike and this Undermines AI Oversight*, arXiv 2502.04313, sec. 2.
-    """
-    p, label = _probabilities(study), study.label.values
-    same = np.einsum("aic,bic->ab", p, p, optimize=True) / p.shape[1]
-    true = p[:, np.arange(len(label)), label].mean(1)
-    chance = np.outer(true, true) + np.outer(1 - true, 1 - true) / (p.shape[2] - 1)
-    return labelled(_beyond_chance(same, chance), study.target.values, "CAPA")
-
-
-def jensen_shannon(study: xr.Dataset) -> xr.DataArray:
-    """One minus the mean Jensen-Shannon divergence of two networks' probabilities, in bits: 0 … 1.
-
-    Parameters are those of `capa`.
-
-    References
-    ----------
-    Lin, *Divergence measures based on the Shannon entropy*, IEEE Transactions on Information Theory, 1991.
-    """
-    p = _probabilities(study)
-    own = entr(p).sum(-1)
-    mixed = np.stack([entr((p + one) / 2).sum(-1) for one in p])
-    divergence = (mixed - (own[:, None] + own) / 2).mean(-1) / np.log(2)
-    return labelled(1 - divergence, study.target.values, "Jensen-Shannon")
-
-
-def linear_cka(features: Mapping[str, _Floats]) -> xr.DataArray:
+def linear_cka(features: Mapping[str, Floats]) -> xr.DataArray:
     """Linear centred kernel alignment of features (image, feature) of the same images: 0 … 1.
 
     Turning or scaling all features of a network doesn't count.
@@ -120,7 +42,7 @@ def linear_cka(features: Mapping[str, _Floats]) -> xr.DataArray:
     return labelled(grams @ grams.T, [*features], "linear CKA")
 
 
-def gradient_cosine(gradients: Mapping[str, _Floats]) -> xr.DataArray:
+def gradient_cosine(gradients: Mapping[str, Floats]) -> xr.DataArray:
     """Mean over images of the cosine of two networks' input gradients (image, channel, y, x): -1 … 1.
 
     An image that leaves a network no gradient counts as 0.
@@ -130,23 +52,13 @@ def gradient_cosine(gradients: Mapping[str, _Floats]) -> xr.DataArray:
     return labelled(cosines, [*gradients], "cosine of gradients")
 
 
-def _unit(rows: _Floats) -> _Floats:
+def _unit(rows: Floats) -> Floats:
     """Scale each row to length 1; a row of zeros stays."""
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     return rows / np.where(lengths, lengths, 1)
 
 
-def _probabilities(study: xr.Dataset) -> _Floats:
-    of_images = study.clean_probability.sel(test_image=study.image.values)
-    p = of_images.transpose("target", "test_image", "class").values.astype(float)
-    return p / p.sum(-1, keepdims=True)  # stored probabilities are rounded
-
-
-def _beyond_chance(observed: _Floats, chance: _Floats) -> _Floats:
-    return np.divide(observed - chance, 1 - chance, out=np.full_like(chance, np.nan), where=chance < 1)
-
-
-def penultimate_features(classifier: nn.Module, images: ImageSet) -> _Floats:
+def penultimate_features(classifier: nn.Module, images: ImageSet) -> Floats:
     """Return what a network of timm hands to its last layer: (image, feature).
 
     Raises
@@ -198,18 +110,20 @@ def measure(
     BlockingIOError
         If another run writes to `out`.
     """
-    check_names(zoo)
+    check_strings("names of models", zoo)
     path = check_folder(out) / "measures.nc"
-    shared = {f"version of {name}": version(name) for name in ("torch", "timm", "numpy")}
+    shared = {f"version of {name}": number for name, number in versions().items()}
     shared |= {"images": images.fingerprint()}
-    settings = shared | {f"models.{name}": fingerprint(zoo[name]) for name in zoo}
+    settings, kept = dict(shared), {}
     with sole_writer(path.parent):
-        if not path.exists():
-            kept = {}
-            for name in tqdm(zoo, "features and gradients", disable=not progress):
-                part = path.parent / "parts" / f"{settings[f'models.{name}']}.npz"
+        for name in tqdm(zoo, "features and gradients", disable=not progress):
+            classifier = zoo[name]
+            settings[f"models.{name}"] = sha256 = fingerprint(classifier)
+            if not path.exists():
+                part = path.parent / "parts" / f"{sha256}.npz"
                 with naming(name):
-                    kept[name] = _kept(zoo[name], images, part, made=json.dumps(shared))
+                    kept[name] = _kept(classifier, images, part, made=json.dumps(shared))
+        if not path.exists():
             found = _compared(kept).assign_attrs(settings=json.dumps(settings))
             found.to_netcdf(unfinished := path.with_suffix(".partial"), engine="scipy")
             unfinished.replace(path)
@@ -220,7 +134,7 @@ def measure(
     return found
 
 
-def _kept(classifier: nn.Module, images: ImageSet, part: Path, *, made: str) -> Mapping[str, _Floats]:
+def _kept(classifier: nn.Module, images: ImageSet, part: Path, *, made: str) -> Mapping[str, Floats]:
     """Read a network's features, gradients and the seconds that they took; write them first if need be."""
     if not part.exists() or np.load(part)["made"] != made:
         times = [time.perf_counter()]
@@ -236,7 +150,7 @@ def _kept(classifier: nn.Module, images: ImageSet, part: Path, *, made: str) -> 
     return np.load(part)
 
 
-def _compared(kept: Mapping[str, Mapping[str, _Floats]]) -> xr.Dataset:
+def _compared(kept: Mapping[str, Mapping[str, Floats]]) -> xr.Dataset:
     features, gradients, seconds = (
         {name: one[what] for name, one in kept.items()} for what in ("features", "gradients", "seconds")
     )

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from heapq import heapreplace
 from math import ceil, log2, prod
+from timeit import timeit
 
 import numpy as np
 import pandas as pd
@@ -18,16 +20,20 @@ from tqdm import tqdm
 from modelsim.attacks import frozen, input_gradients, logits
 from modelsim.images import check_whole
 from modelsim.transfer import ASKED_AGAIN
+from modelsim.workers import is_gpu
 from modelsim.zoo import count_parameters, fold, naming
 
+_Build = Callable[[str], nn.Module]
+_Shape = tuple[int, int, int]
+
+# That a perturbation takes in the store, by the book's study (ε = 18/255).
 _BYTES_OF_A_PIXEL = 0.45
-"""That a perturbation takes in the store, by the book's study (ε = 18/255)."""
 
 
 def plan(
-    build: Callable[[str], nn.Module],
+    build: _Build,
     names: list[str],
-    canvas: tuple[int, int, int],
+    canvas: _Shape,
     *,
     images: int,
     steps: int = 50,
@@ -77,7 +83,7 @@ def plan(
     """
     check_whole(images=images, steps=steps)
     check_whole(least=0, test_images=test_images)
-    if device == "cuda" and not torch.cuda.is_available():
+    if is_gpu(device) and not torch.cuda.is_available():
         raise ValueError("there is no GPU to time the networks on: plan where it is, or with device 'cpu'")
     traced = {n: _traced(build, n, canvas) for n in tqdm(names, "traced", disable=not progress, leave=False)}
     table = pd.DataFrame(traced).T
@@ -90,7 +96,7 @@ def plan(
     return table
 
 
-def _traced(build: Callable[[str], nn.Module], name: str, canvas: tuple[int, int, int]) -> dict[str, float]:
+def _traced(build: _Build, name: str, canvas: _Shape) -> dict[str, float]:
     """Count parameters, and what one image takes: nothing is computed."""
     kept: dict[int, int] = {}
 
@@ -117,13 +123,7 @@ def side_by_side_seconds(table: pd.DataFrame, devices: int) -> float:
     return max(busy)
 
 
-def _timed(
-    build: Callable[[str], nn.Module],
-    table: pd.DataFrame,
-    canvas: tuple[int, int, int],
-    device: str,
-    seconds: float,
-) -> pd.DataFrame:
+def _timed(build: _Build, table: pd.DataFrame, canvas: _Shape, device: str, seconds: float) -> pd.DataFrame:
     """Time networks far apart in operations, then those between them, until the time is over."""
     ranked, start = table.operations.sort_values().index, time.perf_counter()
     found: dict[str, dict[str, float]] = {}
@@ -149,15 +149,9 @@ def _seconds_an_image(classifier: nn.Module, canvas: Tensor) -> dict[str, float]
         }
         for kind, once in passes.items():
             once(2)  # so that nothing is timed that is done once only
-            few = _seconds(once, 8) / 8
-            found[kind] = _seconds(once, len(canvas)) / len(canvas) if few * len(canvas) < 1 else few
+            few, n = timeit(partial(once, 8), number=1) / 8, len(canvas)
+            found[kind] = timeit(partial(once, n), number=1) / n if few * n < 1 else few
     return found
-
-
-def _seconds(action: Callable[[int], object], n: int) -> float:
-    start = time.perf_counter()
-    action(n)
-    return time.perf_counter() - start
 
 
 def _foretold(table: pd.DataFrame) -> pd.DataFrame:

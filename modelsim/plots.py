@@ -28,10 +28,8 @@ BASE_COLOURS: Mapping[str, str] = {
 
 UNLABELLED = "without a label"
 _GREY = "#999999"
-_MOST_NUMBERS = 16
-"""Models up to which a matrix is drawn with its numbers, and a map with all names."""
-_MOST_NAMES = 40
-"""Models up to which a matrix is drawn with their names."""
+_MOST_NUMBERS = 16  # models up to which a matrix is drawn with its numbers, and a map with all names
+_MOST_NAMES = 40  # models up to which a matrix is drawn with their names
 
 
 def label_colours(labels: Iterable[Any]) -> dict[Any, str]:
@@ -97,11 +95,7 @@ def clustered_heatmap(similarity: xr.DataArray, groups: Labels) -> Figure:
 
 
 def model_map(
-    similarity: xr.DataArray,
-    groups: Labels,
-    ax: Axes | None = None,
-    *,
-    names: bool | Collection[str] = True,
+    similarity: xr.DataArray, groups: Labels, ax: Axes | None = None, *, names: bool | Collection[str] = True
 ) -> Axes:
     """Place models in the plane, as far apart as they are dissimilar (metric MDS); colour by base.
 

@@ -16,6 +16,8 @@ from modelsim.catalogue import CATALOGUE
 from modelsim.images import check_strings
 from modelsim.zoo import Classifier, Zoo, check_timm_name, naming
 
+# Weights of those of the paper's 69 of which timm has several: as timm 0.6, of 2022, had them without a tag.
+# Of `xception65` these are TensorFlow's, since timm no longer has Gluon's.
 _TAGS = dict(
     a1_in1k="resnet50", a1h_in1k="resnet101 resnext50_32x4d", ra2_in1k="seresnet50", ra_in1k="regnety_032",
     racm_in1k="wide_resnet50_2 seresnext50_32x4d", tf_in1k="xception65", pycls_in1k="regnetx_320",
@@ -23,10 +25,6 @@ _TAGS = dict(
     augreg_in21k_ft_in1k="vit_small_patch16_224 vit_base_patch32_224 vit_small_r26_s32_224",
     fb_in1k="convnext_tiny resmlp_24_224 resmlp_big_24_224 xcit_medium_24_p16_224 xcit_tiny_12_p8_224",
 )  # fmt: skip
-"""Weights of those of the paper's 69 of which timm has several: as timm 0.6, of 2022, had them without a tag.
-
-Of `xception65` these are TensorFlow's, since timm no longer has Gluon's.
-"""
 _PAPERS = {name: f"{name}.{tag}" for tag, names in _TAGS.items() for name in names.split()}
 
 
@@ -155,21 +153,17 @@ def _load(name: str, folder: Path | None) -> Classifier:
     """Build one network and fill it with its weights."""
     of_file = folder and {"file": str(folder / f"{name}.safetensors"), "custom_load": False}
     overlay = None if name.startswith("hf-hub:") else of_file
-    return _build(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    return at_full_size(name, pretrained=True, pretrained_cfg_overlay=overlay)
 
 
-def at_full_size(name: str) -> Classifier:
-    """Build a network of timm as `pretrained` does, but with random weights.
+def at_full_size(name: str, **of_timm: Any) -> Classifier:
+    """Build a network of timm as `pretrained` does, but with random weights, unless timm is told otherwise.
 
     Raises
     ------
     ValueError
         If timm can't build it, or it has no head or an input that isn't square.
     """
-    return _build(name)
-
-
-def _build(name: str, **of_timm: Any) -> Classifier:
     with naming(name), torch.random.fork_rng(devices=[]):
         network = timm.create_model(_PAPERS.get(name, name), **of_timm)
     settings = resolve_model_data_config(network)

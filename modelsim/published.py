@@ -89,13 +89,10 @@ def published_components() -> pd.DataFrame:
 
 def _read(name: str) -> pd.DataFrame:
     """Read a released table; its first column is the model, by timm's present name."""
-    table = pd.read_csv(_path(name), index_col=0, keep_default_na=False)
-    return table.rename(index=TODAYS_NAMES, columns=TODAYS_NAMES)
-
-
-def _path(name: str) -> Path:
     folder = os.environ.get("MODELSIM_CACHE")
-    return _given(Path(folder).absolute(), name) if folder else _fetched(name)
+    path = _given(Path(folder).absolute(), name) if folder else _fetched(name)
+    table = pd.read_csv(path, index_col=0, keep_default_na=False)
+    return table.rename(index=TODAYS_NAMES, columns=TODAYS_NAMES)
 
 
 def _given(folder: Path, name: str) -> Path:

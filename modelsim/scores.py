@@ -15,6 +15,8 @@ FLOOR = 0.01
 
 Measure = Literal["sat", "transferability"]
 
+Floats = NDArray[np.floating]
+
 _BOTH = ("model", "other")
 
 
@@ -96,17 +98,17 @@ def _trials_and_hits(study: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     return trials, trials & (study.adversarial_prediction != study.label)
 
 
-def _rate(hits: NDArray[Any], trials: NDArray[Any]) -> NDArray[np.floating]:
+def _rate(hits: NDArray[Any], trials: NDArray[Any]) -> Floats:
     """Divide, with NaN where there is no trial."""
     return np.divide(hits, trials, out=np.full(np.shape(hits), np.nan), where=trials > 0)
 
 
-def _symmetric_log(rate: NDArray[np.floating]) -> NDArray[np.floating]:
+def _symmetric_log(rate: Floats) -> Floats:
     """SAT of a directed transferability; the last two axes are source and target."""
     return _log_per_cent((rate + np.swapaxes(rate, -1, -2)) / 2)
 
 
-def _log_per_cent(rate: NDArray[np.floating]) -> NDArray[np.floating]:
+def _log_per_cent(rate: Floats) -> Floats:
     return np.log(np.maximum(FLOOR, 100 * rate))
 
 
@@ -242,7 +244,7 @@ def interval(
 
 def _resampled_rates(
     outcomes: list[NDArray[np.bool_]], resamples: int, random: np.random.Generator
-) -> NDArray[np.floating]:
+) -> Floats:
     """Divide hits by trials (…, image) on images drawn with replacement: (resample, …)."""
     n = outcomes[0].shape[-1]
     weights = random.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32)
@@ -250,7 +252,7 @@ def _resampled_rates(
     return _rate(hits, trials)
 
 
-def _bounds(samples: NDArray[np.floating], level: float) -> NDArray[np.floating]:
+def _bounds(samples: Floats, level: float) -> Floats:
     with warnings.catch_warnings():
         # A pair without trials is warned about by its score; its bounds are NaN too.
         warnings.filterwarnings("ignore", "All-NaN slice encountered", RuntimeWarning)
@@ -323,9 +325,7 @@ def main_effects(score: xr.DataArray) -> xr.Dataset:
     )
 
 
-def _fit(
-    observed: NDArray[np.floating], noise: NDArray[np.floating], *, directed: bool
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+def _fit(observed: Floats, noise: Floats, *, directed: bool) -> tuple[Floats, Floats]:
     """Fit by least squares, then again with each pair's weight from the variance that is left.
 
     Return effects of rows and of columns: two, or one and the same.
@@ -340,9 +340,7 @@ def _fit(
     return rows, columns
 
 
-def _solved(
-    weights: NDArray[np.floating], values: NDArray[np.floating], *, directed: bool
-) -> NDArray[np.floating]:
+def _solved(weights: Floats, values: Floats, *, directed: bool) -> Floats:
     """Solve the normal equations of `values = row + column` (end, model); the design need not be laid out."""
     n, ends = len(values), (1, 0)
     rows, columns = (np.diag(weights.sum(end)) for end in ends)
@@ -355,7 +353,7 @@ def _solved(
     return np.stack([effect, effect])
 
 
-def _log_odds(rate: xr.DataArray) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+def _log_odds(rate: xr.DataArray) -> tuple[Floats, Floats]:
     """Log-odds of hits, and their counting variance (half a count added to each, after Haldane)."""
     hits, misses = rate.hits.values + 0.5, rate.trials.values - rate.hits.values + 0.5
     return np.log(hits / misses), 1 / hits + 1 / misses

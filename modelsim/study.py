@@ -13,6 +13,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +31,13 @@ from modelsim.images import ImageSet, to_canvas
 STORE = "study.zarr"
 """Name of the store in the folder of a study."""
 
-_Group = Any
-"""A zarr group; by zarr's own types an item of it may be a group too."""
+Classes = NDArray[np.int16]  # that are predicted
+Change = NDArray[np.int8]  # of every pixel, in 1/255
+
+_Group = Any  # a zarr group; by zarr's own types an item of it may be a group too
 
 _FORMAT = "modelsim study 2"
+# Dimensions and type of every array, and the value, never a real one, where a chunk is missing.
 _ARRAYS: Mapping[str, tuple[str, Any, Any]] = {
     "source": ("source", str, ""),
     "target": ("target", str, ""),
@@ -50,7 +54,6 @@ _ARRAYS: Mapping[str, tuple[str, Any, Any]] = {
     "test_label": ("test_image", "int16", -1),
     "clean_probability": ("target test_image class", "uint16", 65_535),
 }
-"""Dimensions and type of every array, and the value, never a real one, where a chunk is missing."""
 
 _OF_ONE_MODEL = ("adversarial_prediction", "perturbation", "images_without_gradient", "clean_probability")
 _OF_TEST_IMAGES = ("test_image", "test_label", "clean_probability")
@@ -64,8 +67,8 @@ _ATTRIBUTES: Mapping[str, Any] = {
     "clean_probability": {"scale_factor": 1 / PROBABILITY_STEPS},
 }
 
+# Share of the images on which one network may be told otherwise by another processor.
 _SAME = 0.005
-"""Share of the images on which one network may be told otherwise by another processor."""
 
 
 class Store:
@@ -98,7 +101,7 @@ class Store:
             )
 
     def prepare(
-        self, clean: Mapping[str, NDArray[np.int16]], images: ImageSet, test_images: ImageSet | None
+        self, clean: Mapping[str, Classes], images: ImageSet, test_images: ImageSet | None
     ) -> list[str]:
         """Create the store, or extend the one that is there by the models and test images that are new.
 
@@ -166,7 +169,7 @@ class Store:
         there = group.attrs["settings"]
         return there == self.settings and list(there["models"]) == list(self.settings["models"])
 
-    def put(self, study: xr.Dataset, change: Callable[[str], NDArray[np.int8]]) -> None:
+    def put(self, study: xr.Dataset, change: Callable[[str], Change]) -> None:
         """Write a finished study that is at hand, in place of one of fewer models.
 
         Parameters
@@ -188,12 +191,10 @@ class Store:
                 group["perturbation"][place] = change(name)
             group["finished"][:] = True
 
-    def _create(
-        self, values: Mapping[str, NDArray[Any]], pixels: Sequence[int], known: _Group | None
-    ) -> None:
+    def _create(self, values: Mapping[str, NDArray[Any]], shape: Sequence[int], known: _Group | None) -> None:
         """Write a store with all but the attacks that aren't `known`."""
         lengths = {name: len(values[name]) for name in values}
-        with self._new(lengths | dict(zip(("channel", "y", "x"), pixels, strict=True))) as group:
+        with self._new(lengths | dict(zip(("channel", "y", "x"), shape, strict=True))) as group:
             for name in values:
                 group[name][:] = np.array(values[name])
             if known is not None:
@@ -217,7 +218,7 @@ class Store:
 
 
 def _first_values(
-    clean: Mapping[str, NDArray[np.int16]], images: ImageSet, test_images: ImageSet | None
+    clean: Mapping[str, Classes], images: ImageSet, test_images: ImageSet | None
 ) -> dict[str, Any]:
     """Return all that is known before the first attack, by array."""
     models, predictions = list(clean), np.stack(list(clean.values()))
@@ -302,6 +303,11 @@ def stored_settings(store: Path) -> dict[str, Any]:
     return dict(_open_group(found[0], mode="r").attrs["settings"]) if found else {}
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of the packages on which numbers depend."""
+    return {package: version(package) for package in ("torch", "timm", "numpy")}
+
+
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -329,7 +335,7 @@ def _short(setting: object) -> str:
     return f"{text[:8]}…" if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
-def check_same_predictions(name: str, stored: NDArray[np.int16], now: NDArray[np.int16]) -> None:
+def check_same_predictions(name: str, stored: Classes, now: Classes) -> None:
     """Raise a ValueError if a model tells more of the clean images otherwise than rounding can explain."""
     if (differing := float((stored != now).mean())) > _SAME:
         raise ValueError(
@@ -478,12 +484,8 @@ def _with_plain_attributes(study: xr.Dataset) -> xr.Dataset:
 
 def plain_attributes(settings: Mapping[str, Any]) -> dict[str, str | int]:
     """Turn all that isn't a string or a whole number into JSON."""
-    return {
-        key: value
-        if isinstance(value, str | int) and not isinstance(value, bool)
-        else json.dumps(value, sort_keys=True)
-        for key, value in settings.items()
-    }
+    plain = (str, int)  # and not bool
+    return {k: v if type(v) in plain else json.dumps(v, sort_keys=True) for k, v in settings.items()}
 
 
 def settings_of(study: xr.Dataset) -> dict[str, Any]:
@@ -537,7 +539,7 @@ def adversarial_images(study: xr.Dataset, source: str, images: ImageSet) -> Tens
     return to_canvas(perturbed(images_of(study, images), stored_change(study, source)))
 
 
-def stored_change(study: xr.Dataset, source: str) -> NDArray[np.int8]:
+def stored_change(study: xr.Dataset, source: str) -> Change:
     """Return the perturbations made on one source (image, channel, y, x), or say why there are none."""
     if source not in study.source:
         raise ValueError(f"{source!r} is not a source of the study: it has {', '.join(study.source.values)}")
@@ -546,7 +548,7 @@ def stored_change(study: xr.Dataset, source: str) -> NDArray[np.int8]:
             "the study was made without perturbations, so its adversarial images can't be rebuilt: attack "
             f"{source} anew, or give `transfer` a zoo with one more model, which attacks all sources anew"
         )
-    change: NDArray[np.int8] = study.perturbation.sel(source=source).values
+    change: Change = study.perturbation.sel(source=source).values
     if is_absent("perturbation", change):  # as zarr reads what is no longer there
         raise ValueError(f"the perturbations of {source} are gone since the study was opened: open it again")
     return change
@@ -557,7 +559,7 @@ def to_8_bit(pixels: Tensor) -> Tensor:
     return pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
 
 
-def perturbed(images: ImageSet, change: NDArray[np.int8]) -> Tensor:
+def perturbed(images: ImageSet, change: Change) -> Tensor:
     """Return the pixels of `images` after a change in whole 255ths, as uint8."""
     # In 8 bit a sum goes round at 256, so that a negative change may be read as one of 256 more.
     return to_8_bit(images.pixels) + torch.from_numpy(np.ascontiguousarray(change)).view(torch.uint8)

@@ -329,17 +329,11 @@ def _measured(recipe: Recipe, name: str, *, progress: bool) -> tuple[Classifier,
     classifier = train(architecture, seed=seed, recipe=recipe, progress=progress)
     seconds = time.perf_counter() - start
     classifier.load_state_dict(zoo.in_half_precision(classifier.state_dict()))
-    return classifier, {
-        "architecture": architecture,
-        "seed": str(seed),
-        "test_accuracy": f"{accuracy(classifier, fashion_mnist('test')):.4f}",
-        "seconds": f"{seconds:.0f}",
-        "parameters": str(zoo.count_parameters(classifier)),
-        "flops": str(zoo.count_flops(classifier)),
-        "recipe": json.dumps(asdict(recipe)),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-    }
+    right = f"{accuracy(classifier, fashion_mnist('test')):.4f}"
+    known = dict(architecture=architecture, seed=seed, test_accuracy=right, seconds=f"{seconds:.0f}")
+    known |= dict(parameters=zoo.count_parameters(classifier), flops=zoo.count_flops(classifier))
+    known |= dict(recipe=json.dumps(asdict(recipe)), torch=torch.__version__, timm=timm.__version__)
+    return classifier, {key: str(value) for key, value in known.items()}
 
 
 def _is_trained(path: Path, recipe: Recipe) -> bool:

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
-from importlib.metadata import version
 from itertools import count
 from math import isfinite
 from pathlib import Path
@@ -25,21 +24,12 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from modelsim import __version__, attacks
-from modelsim.attacks import checked_logits, count_without_gradient, frozen, logits, pgd
-from modelsim.images import ImageSet, check_images, check_number, check_whole
-from modelsim.study import (
-    PROBABILITY_STEPS,
-    STORE,
-    Store,
-    check_folder,
-    is_absent,
-    open_study,
-    perturbed,
-    stored_settings,
-    to_8_bit,
-)
-from modelsim.workers import check_workers, side_by_side, sole_writer
-from modelsim.zoo import CANVAS_RULE, check_names, fingerprint, naming
+from modelsim import study as studies
+from modelsim.attacks import checked_logits, frozen, input_gradients, logits, pgd
+from modelsim.images import ImageSet, check_images, check_number, check_strings, check_whole
+from modelsim.study import Change, Classes
+from modelsim.workers import check_workers, is_gpu, side_by_side, sole_writer
+from modelsim.zoo import CANVAS_RULE, fingerprint, naming
 from modelsim.zoo import fold as fold_classifier
 
 Attack = Callable[..., Tensor]
@@ -48,11 +38,8 @@ Precision = Literal["fp32", "tf32", "bf16"]
 ASKED_AGAIN = 60
 """Images on which a network must tell the same in batches of other sizes and other company."""
 
-_UNSTEADY = 0.02
-"""Share of their answers that may differ, by rounding."""
-
-_ENOUGH = 500
-"""Images on which an accuracy is known well enough to stop a run."""
+_UNSTEADY = 0.02  # share of their answers that may differ, by rounding
+_ENOUGH = 500  # images on which an accuracy is known well enough to stop a run
 
 
 @dataclass(eq=False)
@@ -74,10 +61,10 @@ class Engine:
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of the networks that have been loaded."""
     _kept: dict[str, nn.Module] = field(default_factory=dict)
+    # Bytes that are left for networks, by the device where they are kept.
     _room: dict[str, float] = field(default_factory=dict)
-    """Bytes that are left for networks, by the device where they are kept."""
+    # The network asked for last, on the device.
     _last: dict[str, nn.Module] = field(default_factory=dict)
-    """The network asked for last, on the device."""
 
     def __post_init__(self) -> None:
         check_number(least=0, network_memory=self.network_memory)
@@ -124,15 +111,13 @@ class Engine:
     def _at_work(self, name: str) -> Iterator[None]:
         """Have errors name the network, and a GPU multiply matrices as the precision says, for a while."""
         cudnn: Any = torch.backends.cudnn
-        settings = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
-        before = [setting.fp32_precision for setting in settings]
         with naming(name), ExitStack() as after:
-            for setting, was in zip(settings, before, strict=True):
-                after.callback(setattr, setting, "fp32_precision", was)
+            for setting in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
+                after.callback(setattr, setting, "fp32_precision", setting.fp32_precision)
                 setting.fp32_precision = "tf32" if self.precision == "tf32" else "ieee"
             yield
 
-    def perturbation(self, name: str, attacked: Callable[[], object] = int) -> NDArray[np.int8]:
+    def perturbation(self, name: str, attacked: Callable[[], object] = int) -> Change:
         """Attack a network batch by batch; return the change of every pixel, rounded to whole 255ths.
 
         `attacked` is called after every batch.
@@ -141,7 +126,9 @@ class Engine:
         for start in range(0, len(self.images), self.batch_size):
             with self._at_work(name), frozen(network) as still:
                 part = self.images[start : start + self.batch_size]
-                made = to_8_bit(self._attacked(still, part, start)).short() - to_8_bit(part.pixels)
+                made = studies.to_8_bit(self._attacked(still, part, start)).short() - studies.to_8_bit(
+                    part.pixels
+                )
                 if (most := int(made.abs().max())) > 127:
                     raise ValueError(
                         f"a perturbation of {most}/255 doesn't fit the store's 127/255: return the images in "
@@ -185,16 +172,16 @@ class Engine:
                 )
         return found
 
-    def predictions(self, name: str, canvas: Tensor) -> NDArray[np.int16]:
+    def predictions(self, name: str, canvas: Tensor) -> Classes:
         """Return the predicted classes (image,)."""
         return self.logits(name, canvas).argmax(1).numpy().astype(np.int16)
 
     def probabilities(self, name: str, canvas: Tensor) -> NDArray[np.uint16]:
         """Return the probabilities (image, class), in parts of `PROBABILITY_STEPS`."""
         probabilities = self.logits(name, canvas).double().softmax(1)
-        return (probabilities * PROBABILITY_STEPS).round().numpy().astype(np.uint16)
+        return (probabilities * studies.PROBABILITY_STEPS).round().numpy().astype(np.uint16)
 
-    def first_predictions(self, name: str) -> NDArray[np.int16]:
+    def first_predictions(self, name: str) -> Classes:
         """Return the predicted classes (image,) of the clean images.
 
         Raises
@@ -217,18 +204,19 @@ class Engine:
         return self.predictions(name, self.images.pixels)
 
     def images_without_gradient(self, name: str) -> int:
-        """Count the clean images that leave an attack no gradient to follow."""
-        network, n = self.network(name), self.batch_size
-        parts = (self.images[start : start + n] for start in range(0, len(self.images), n))
-        with self._at_work(name):
-            return sum(
-                count_without_gradient(network, part.images.to(self.device), part.labels.to(self.device))
-                for part in parts
-            )
+        """Count the clean images that leave an attack no gradient to follow: it is zero, NaN or infinite."""
+        network, without = self.network(name), 0
+        with self._at_work(name), frozen(network) as still:
+            for start in range(0, len(self.images), self.batch_size):
+                part = self.images[start : start + self.batch_size]
+                x, y = part.images.to(self.device), part.labels.to(self.device)
+                gradient = input_gradients(still, x, y).flatten(1)
+                without += int(((gradient == 0).all(1) | ~gradient.isfinite().all(1)).sum())
+        return without
 
-    def adversarial(self, change: NDArray[np.int8]) -> Tensor:
+    def adversarial(self, change: Change) -> Tensor:
         """Return all images after a change in whole 255ths, as uint8, on the device for every target."""
-        return perturbed(self.images, change).to(self.device)
+        return studies.perturbed(self.images, change).to(self.device)
 
 
 class _InBfloat16(nn.Module):
@@ -255,7 +243,7 @@ def _on_device(network: nn.Module, device: str) -> nn.Module:
 
 def _room(device: str, memory: float) -> dict[str, float]:
     """Return how many bytes networks may take on the device, and in memory."""
-    if torch.device(device).type != "cuda":
+    if not is_gpu(device):
         return {device: memory * 2**30}
     return {device: torch.cuda.mem_get_info(device)[0] / 2, "cpu": memory * 2**30}
 
@@ -264,7 +252,7 @@ def _room(device: str, memory: float) -> dict[str, float]:
 class _Work:
     """What is the same for every source; sent once to each worker."""
 
-    store: Store
+    store: studies.Store
     engine: Engine
     test_images: ImageSet | None
     expected_accuracy: Mapping[str, float] | None = None
@@ -391,17 +379,14 @@ def transfer(
     device = device or default_device()
     check_workers(workers, scheduler, device)
     _check_input(zoo, images, test_images, batch_size)
-    path = check_folder(out).absolute() / STORE
-    stored = stored_settings(path)
+    path = studies.check_folder(out).absolute() / studies.STORE
+    stored = studies.stored_settings(path)
     kept = stored.get("perturbations", True) if perturbations is None else perturbations
     fold = stored.get("fold", True) if fold is None else fold
     engine = Engine(zoo, images, attack, batch_size, device, fold, network_memory, precision)
-    settings = _settings(engine, test_images) | {"perturbations": kept}
-    work = _Work(Store(path, settings), engine, test_images, expected_accuracy)
-    study = _made(work, workers, scheduler, progress=progress)
-    for concern in concerns(study, list(zoo)):
-        warnings.warn(concern, stacklevel=2)
-    return study
+    store = studies.Store(path, _settings(engine, test_images, perturbations=kept))
+    work = _Work(store, engine, test_images, expected_accuracy)
+    return warned(_made(work, workers, scheduler, progress=progress), list(zoo))
 
 
 def _made(work: _Work, workers: int, scheduler: str | None, *, progress: bool) -> xr.Dataset:
@@ -413,11 +398,11 @@ def _made(work: _Work, workers: int, scheduler: str | None, *, progress: bool) -
         names = tqdm(engine.zoo, desc="clean images", disable=not progress, leave=False)
         clean = {name: engine.first_predictions(name) for name in names}
         if work.expected_accuracy is not None and len(engine.images) >= _ENOUGH:
-            _check_accuracy(clean, engine.images.labels.numpy(), work.expected_accuracy)
+            _check_accuracy(clean, engine.images, work.expected_accuracy)
     with sole_writer(folder):
         missing = store.prepare(clean, engine.images, work.test_images)
         _finish(work, missing, workers, scheduler, progress=progress)
-        return open_study(folder)
+        return studies.open_study(folder)
 
 
 def default_device() -> str:
@@ -435,35 +420,29 @@ def _check_input(
             raise TypeError(f"{what} must be a modelsim.ImageSet, got {type(given).__name__}")
     if not zoo:
         raise ValueError("the zoo is empty: give at least one classifier")
-    check_names(zoo)
+    check_strings("names of models", zoo)
     check_whole(batch_size=batch_size)
     if test_images is not None and test_images.classes != images.classes:
         raise ValueError(f"the test images have classes {test_images.classes}, the images {images.classes}")
 
 
-def _check_accuracy(
-    clean: Mapping[str, NDArray[np.int16]], labels: NDArray[np.int64], expected: Mapping[str, float]
-) -> None:
+def _check_accuracy(clean: Mapping[str, Classes], images: ImageSet, expected: Mapping[str, float]) -> None:
     """Raise if a model is much less accurate on clean images than it should be."""
-    found = pd.Series({name: (told == labels).mean() for name, told in clean.items()})
+    found = pd.Series({name: (told == images.labels.numpy()).mean() for name, told in clean.items()})
     for name, accuracy in found.items():
-        peers = found.drop(name).median() if len(found) > 1 else 0
-        bounds = {
-            "10 points less than expected": expected.get(str(name), 0) - 0.1,
-            "half of its peers'": peers / 2,
-        }
-        for what, least in bounds.items():
-            if accuracy < least:
+        # Without a peer the second is NaN, below which nothing is.
+        least = {"10 points less than expected": expected.get(str(name), 0) - 0.1}
+        least["half of its peers'"] = found.drop(name).median() / 2
+        for what, bound in least.items():
+            if accuracy < bound:
                 raise ValueError(
-                    f"model {name!r} is right on {accuracy:.1%} of {len(labels)} clean images, below "
-                    f"{least:.1%} ({what}): look at the order of its classes, the mean and deviation of its "
+                    f"model {name!r} is right on {accuracy:.1%} of {len(images)} clean images, below "
+                    f"{bound:.1%} ({what}): look at the order of its classes, the mean and deviation of its "
                     "inputs, and whether the canvas is as large as its input"
                 )
 
 
-def _finish(
-    work: _Work, missing: Sequence[str], workers: int, scheduler: str | None, *, progress: bool
-) -> None:
+def _finish(work: _Work, missing: list[str], workers: int, scheduler: str | None, *, progress: bool) -> None:
     """Finish the sources that are missing, one after the other or side by side."""
     engine, batches = work.engine, -(-len(work.engine.images) // work.engine.batch_size)
     done = (len(engine.zoo) - len(missing)) * batches
@@ -489,7 +468,7 @@ def _finish_source(work: _Work, name: str) -> None:
     adversarial = engine.adversarial(change)
     rows = store.known("adversarial_prediction", name)
     for row, target in zip(rows, engine.zoo, strict=True):
-        if is_absent("adversarial_prediction", row):
+        if studies.is_absent("adversarial_prediction", row):
             row[:] = engine.predictions(target, adversarial)
     store.write("adversarial_prediction", name, rows)
     store.fill("images_without_gradient", name, lambda: np.array(engine.images_without_gradient(name)))
@@ -498,12 +477,19 @@ def _finish_source(work: _Work, name: str) -> None:
     store.write("finished", name, values=True)
 
 
-def _check_worker(store: Store) -> None:
+def _check_worker(store: studies.Store) -> None:
     """Raise if this process, perhaps on another machine, doesn't see the store or has another environment."""
     if not store.path.is_dir():
         raise FileNotFoundError(f"a worker finds no {store.path}: give an `out` on a disk that all share")
     if (ours := _versions()) != (others := store.settings["versions"]):
         raise ValueError(f"a worker has {ours}, the study has {others}: give all workers one environment")
+
+
+def warned(study: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
+    """Warn of models whose scores are doubtful, as from where the caller of this was called."""
+    for concern in concerns(study, names):
+        warnings.warn(concern, stacklevel=3)
+    return study
 
 
 def concerns(study: xr.Dataset, names: Sequence[str]) -> Iterator[str]:
@@ -628,11 +614,10 @@ def _code(function: FunctionType, seen: frozenset[str] = frozenset()) -> Iterato
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "timm", "numpy")
-    return {"modelsim": __version__} | {package: version(package) for package in packages}
+    return {"modelsim": __version__} | studies.versions()
 
 
-def _settings(engine: Engine, test_images: ImageSet | None) -> dict[str, Any]:
+def _settings(engine: Engine, test_images: ImageSet | None, *, perturbations: bool) -> dict[str, Any]:
     """Everything that a study's numbers depend on, as it goes into the attributes."""
     for name in engine.zoo:
         engine.network(name)
@@ -649,4 +634,4 @@ def _settings(engine: Engine, test_images: ImageSet | None) -> dict[str, Any]:
     for key, image_set in (("images", engine.images), ("test_images", test_images)):
         if image_set is not None:
             settings |= {key: image_set.name, f"{key}_sha256": image_set.fingerprint()}
-    return settings
+    return settings | {"perturbations": perturbations}

@@ -5,10 +5,11 @@ import os
 import pickle
 import platform
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,9 +23,11 @@ from modelsim.images import check_whole
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
 
-_SECONDS_TO_WAIT = 60
-"""How long a scheduler may take to offer the first worker."""
+_Function = Callable[[Any, Any], Any]
 
+_SECONDS_TO_WAIT = 60  # how long a scheduler may take to offer the first worker
+
+# Of Dask, for our own processes.
 _SETTINGS = {
     # Dask's defaults have every tensor mapped and unmapped anew: three times slower.
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30,
@@ -34,7 +37,6 @@ _SETTINGS = {
     # What all share is large, and sent once.
     "distributed.admin.large-graph-warning-threshold": "1 PB",
 }
-"""Of Dask, for our own processes."""
 
 
 @contextmanager
@@ -75,22 +77,23 @@ def check_workers(workers: int, scheduler: str | None, device: str = "cpu") -> N
         return
     if scheduler:
         raise ValueError(f"give workers={workers} or scheduler={scheduler!r}, not both")
-    if _is_gpu(device) and workers > (n := torch.cuda.device_count()):
+    if is_gpu(device) and workers > (n := torch.cuda.device_count()):
         raise ValueError(f"{workers} workers for {n} GPUs: give at most one a GPU")
-    if _is_gpu(device) and find_spec("dask_cuda") is None:
+    if is_gpu(device) and find_spec("dask_cuda") is None:
         what = f"{workers} workers on GPUs need dask-cuda, which is for Linux"
         raise ValueError(f"{what}: pip install 'modelsim[gpu]', or give one worker")
 
 
-def _is_gpu(device: str) -> bool:
+def is_gpu(device: str) -> bool:
+    """Tell whether a device, such as `"cuda:0"`, is a GPU."""
     return torch.device(device).type == "cuda"
 
 
 def side_by_side(
-    function: Callable[[Any, Any], Any],
+    function: _Function,
     shared: object,
     items: Sequence[Any],
-    done: Callable[[Any, Any], None],
+    done: _Function,
     *,
     workers: int = 1,
     scheduler: str | None = None,
@@ -136,7 +139,9 @@ def side_by_side(
     with _connected(workers, scheduler, device) as client:
         # Made by a call, it is made again when the workers that have it are dead.
         sent = client.submit(_Shared, packed, pure=False)
-        client.replicate([sent])
+        # Of Dask, if a worker dies at that: the calls ask for it themselves.
+        with suppress(AssertionError, ValueError):
+            client.replicate([sent])
         finish = partial(_finish, client, partial(_call, function, threads), sent, done=done)
         # Where a worker died, what only waited there is under suspicion as well, until it is tried alone.
         killers = [item for suspect in finish(items) for item in finish([suspect])]
@@ -159,19 +164,14 @@ class _Shared:
         return pickle.loads(self.packed)
 
 
-def _call(function: Callable[[Any, Any], Any], threads: int | None, shared: _Shared, item: Any) -> Any:
+def _call(function: _Function, threads: int | None, shared: _Shared, item: Any) -> Any:
     if threads is not None:
         torch.set_num_threads(threads)
     return function(shared.content, item)
 
 
 def _finish(
-    client: "Client",
-    call: Callable[[_Shared, Any], Any],
-    sent: "Future[_Shared]",
-    items: Sequence[Any],
-    *,
-    done: Callable[[Any, Any], None],
+    client: "Client", call: _Function, sent: "Future[_Shared]", items: Sequence[Any], *, done: _Function
 ) -> list[Any]:
     """Call for each item, and `done` here; return those whose workers died time and again."""
     from distributed import KilledWorker, as_completed
@@ -220,8 +220,10 @@ def _connected(workers: int, scheduler: str | None, device: str) -> "Iterator[Cl
                 _check_threads(client)
                 yield client
             return
-        with _cluster(workers, device) as cluster, Client(cluster, set_as_default=False) as client:
-            # A terminal sends Ctrl-C to the workers too: this process alone ends them.
+        # A terminal sends Ctrl-C to the workers too: this process alone ends them.
+        with _interrupts_held():
+            started = _cluster(workers, device)
+        with started as cluster, Client(cluster, set_as_default=False) as client:
             client.register_worker_callbacks(_ignore_interrupt)
             yield client
 
@@ -241,7 +243,7 @@ def _cluster(workers: int, device: str) -> "LocalCluster":
         # What goes wrong in a call is raised in this process; there is no need to log it as well.
         silence_logs=logging.CRITICAL,
     )
-    if _is_gpu(device):
+    if is_gpu(device):
         from dask_cuda import LocalCUDACluster
 
         return LocalCUDACluster(device_memory_limit=None, **options)
@@ -255,6 +257,19 @@ def _check_threads(client: "Client") -> None:
             raise ValueError(
                 f"worker {address} has {threads} threads: start it with `dask worker --nthreads 1`"
             )
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Have threads and processes that are started here, and what they start later, take no interrupt."""
+    if sys.platform == "win32":  # which has no masks of signals
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ignore_interrupt() -> None:

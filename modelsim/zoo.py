@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import timm
 import torch
@@ -261,8 +260,9 @@ def _training(path: Path) -> str:
 
 def _damaged(path: Path, why: str) -> ValueError:
     anew = f"delete it and {_training(path)}" if _training(path) else "write it anew with `save_weights`"
-    said = f"{path} is truncated or corrupted, or holds no safetensors ({why}): restore it, or {anew}"
-    return ValueError(said)
+    return ValueError(
+        f"{path} is truncated or corrupted, or holds no safetensors ({why}): restore it, or {anew}"
+    )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -317,11 +317,6 @@ def load_weights(classifier: nn.Module, path: str | Path) -> None:
     classifier.load_state_dict(weights)
 
 
-def check_names(names: Iterable[object]) -> None:
-    """Raise unless these can be names of models: strings, none of them empty."""
-    check_strings("names of models", names)
-
-
 class Zoo(Mapping[str, nn.Module]):
     """Classifiers by name, each built by `load` when it is asked for and not kept.
 
@@ -333,9 +328,8 @@ class Zoo(Mapping[str, nn.Module]):
 
     def __init__(self, names: str | Sequence[str], load: Callable[[str], nn.Module]) -> None:
         self._names = (names,) if isinstance(names, str) else tuple(names)
-        check_names(self._names)
-        duplicates = sorted({name for name in self._names if self._names.count(name) > 1})
-        if duplicates:
+        check_strings("names of models", self._names)
+        if duplicates := sorted({name for name in self._names if self._names.count(name) > 1}):
             raise ValueError(f"duplicate model names: {', '.join(duplicates)}")
         self._load = load
 

@@ -159,11 +159,16 @@ def transfer_by_forks(out, names, *, is_tested, **changed):
     os._exit(0)  # without taking down what was imported, so that most of its life is the run
 
 
-def transfer_in_a_terminal(out, errors, **options):
-    """Run a study in a process group of its own, with workers in it; what they say goes to a pipe."""
+def as_in_a_terminal(errors):
+    """Make this process a group of its own, with its workers in it; what they say goes to a pipe."""
     os.setsid()
     os.dup2(os.open(errors, os.O_WRONLY), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def transfer_in_a_terminal(out, errors, **options):
+    """Run a study as in a terminal."""
+    as_in_a_terminal(errors)
     with dask.config.set(_FORKING), patch.dict(os.environ, TINY_SLEEP="0.2"):
         tiny.transfer(out, workers=2, **options)
 

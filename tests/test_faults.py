@@ -1,14 +1,20 @@
 """Workers, clients and schedulers that are killed in mid-attack: what they lose is made again, the same."""
 
+import asyncio
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 
+import dask
 import processes
+import psutil
 import pytest
 import tiny
+from distributed.protocol.pickle import dumps
+from distributed.scheduler import Scheduler
 
 import modelsim as ms
 from modelsim.training import train_side_by_side
@@ -158,6 +164,65 @@ def test_interruption_after_a_death_is_said_once_and_leaves_nothing_running(tmp_
     assert time.monotonic() - start < 10
     assert said.count("Traceback") == 1
     assert said.endswith("KeyboardInterrupt\n")
+
+
+def die_once(folder, _):
+    """Kill the first process that does this; all others take long."""
+    if not (note := folder / "dead").exists():
+        note.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(processes.SECONDS)
+
+
+def side_by_side_in_a_terminal(folder, errors):
+    processes.as_in_a_terminal(errors)
+    dask.config.set({"distributed.worker.multiprocessing-method": "spawn"})
+    side_by_side(die_once, folder, [0, 1], print, workers=2)
+
+
+def is_started_anew(folder, run):
+    """Tell whether there is a process that is to take the place of the dead one."""
+    if not (note := folder / "dead").exists() or not note.read_text():
+        return False
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(run.pid).children(recursive=True)
+        workers = [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return len(workers) == 2 and int(note.read_text()) not in workers
+    return False
+
+
+def test_interruption_while_a_worker_is_started_anew_is_said_once(tmp_path):
+    errors = tmp_path / "errors"
+    os.mkfifo(errors)
+    run = processes.start(side_by_side_in_a_terminal, tmp_path, errors)
+    with errors.open() as pipe:
+        processes.wait_for(lambda: is_started_anew(tmp_path, run) or run.exitcode is not None)
+        time.sleep(0.3)  # in which it gets as far as to import
+        os.killpg(run.pid, signal.SIGINT)
+        said = pipe.read()
+    assert processes.end(run) == 1
+    assert said.count("Traceback") == 1
+    assert said.endswith("KeyboardInterrupt\n")
+
+
+def test_worker_that_dies_as_it_hands_on_what_all_share_is_no_end_of_the_run(monkeypatch):
+    copied, dead = Scheduler.gather_on_worker, []
+
+    async def dying(scheduler, address, who_has):
+        if not dead:
+            dead.extend(*who_has.values())
+            end = {"op": "run", "function": dumps(os._exit), "args": dumps((1,))}
+            await scheduler.broadcast(msg=end, workers=dead, on_error="ignore")
+            while dead[0] in scheduler.workers:
+                await asyncio.sleep(0.01)
+            return {*who_has}
+        return await copied(scheduler, address, who_has)
+
+    monkeypatch.setattr(Scheduler, "gather_on_worker", dying)
+    found = {}
+    side_by_side(lambda shared, item: shared + item, 10, range(4), found.__setitem__, workers=2)
+    assert len(dead) == 1
+    assert found == {item: 10 + item for item in range(4)}
 
 
 def train(folder, name):

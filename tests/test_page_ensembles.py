@@ -52,7 +52,7 @@ def test_vote_is_that_of_a_plain_slow_computation(how, size, parts, monkeypatch)
     study = random_study(5, 300, 3, parts)
     study.clean_probability[4] = np.nan  # one that doesn't vote doesn't count
     steps, label = np.rint(study.clean_probability.values[:4] * 10_000).astype(int), study.test_label.values
-    found = ms.vote(study[dict(target=[4, 1, 3, 2, 0])], ms.member_sets(NAMES[:4], size), how=how)
+    found = ms.vote(study[dict(target=[4, 1, 3, 2, 0])], book.member_sets(NAMES[:4], size), how=how)
     assert found.index.tolist() == list(combinations(NAMES[:4], size))
     for share, members in zip(found, combinations(steps.tolist(), size), strict=True):
         assert share == np.mean([elected(image, how) for image in zip(*members, strict=True)] == label)
@@ -64,7 +64,7 @@ def test_identical_members_gain_nothing(how):
     probability, label = one.clean_probability.values, one.test_label.values
     study, alone = study_of(np.repeat(probability, 4, axis=0), label), probability[0].argmax(axis=1) == label
     for size in (2, 3, 4):
-        assert (ms.vote(study, ms.member_sets(study.target.values, size), how=how) == alone.mean()).all()
+        assert (ms.vote(study, book.member_sets(study.target.values, size), how=how) == alone.mean()).all()
 
 
 def test_independent_members_vote_as_the_binomial_formula_says():
@@ -72,7 +72,7 @@ def test_independent_members_vote_as_the_binomial_formula_says():
     right = np.random.default_rng(0).random((5, images)) < p
     study = study_of(np.stack([right, ~right], axis=2), np.zeros(images, dtype=int))
     for size in (3, 5):
-        sets = ms.member_sets(study.target.values, size)
+        sets = book.member_sets(study.target.values, size)
         table, none = book.describe(study, sets, xr.DataArray(np.eye(5)), GROUPS)[2], (1 - p) ** size
         voted, expected = ms.vote(study, sets, how="hard").to_numpy(), binom.sf(size // 2, size, p)
         assert voted == pytest.approx(expected, abs=0.015)
@@ -80,13 +80,14 @@ def test_independent_members_vote_as_the_binomial_formula_says():
 
 
 def test_drawn_sets_differ_follow_the_seed_and_are_those_of_itertools():
-    drawn, again, other = (ms.member_sets(NAMES, 4, most=20_000, seed=seed) for seed in (0, 0, 1))
+    drawn, again, other = (book.member_sets(NAMES, 4, most=20_000, seed=seed) for seed in (0, 0, 1))
     assert len(drawn) == drawn.nunique() == 20_000
-    counts, expected = np.bincount(np.concatenate(drawn.codes), minlength=69), 4 * 20_000 / 69
+    counts, expected = np.unique(np.ravel(drawn.tolist()), return_counts=True)[1], 4 * 20_000 / 69
+    assert len(counts) == 69
     assert (abs(counts - expected) < 5 * np.sqrt(expected)).all()
     assert drawn.equals(again) > drawn.equals(other)
     for size in range(2, 8):
-        assert ms.member_sets(NAMES[6::-1], size).tolist() == list(combinations(NAMES[6::-1], size))
+        assert book.member_sets(NAMES[6::-1], size).tolist() == list(combinations(NAMES[6::-1], size))
 
 
 def with_probability(value):
@@ -116,10 +117,7 @@ def test_what_cannot_vote_is_refused_by_name(study, sets, culprit):
         ms.vote(study, sets, how="sotf")
 
 
-def test_sets_that_do_not_exist_are_refused_and_rounding_is_not():
-    for names, culprit in ((["a", "b"], "size must be 2 … 2"), (["a", "b", "a"], "a is named twice")):
-        with pytest.raises(ValueError, match=culprit):
-            ms.member_sets(names, 3)
+def test_rounding_is_no_mistake():
     assert len(ms.vote(with_probability([0.3334, 0.3334, 0.3333]), [A_B])) == 1
 
 
@@ -141,7 +139,7 @@ def planted(diversity, models=24, images=4000):
 
 
 def sets_of_three(study, similarity):
-    names, sets = study.target.to_index(), ms.member_sets(study.target.values, 3)
+    names, sets = study.target.to_index(), book.member_sets(study.target.values, 3)
     members, alone, table = book.describe(study, sets, similarity, GROUPS)
     alone += 1e-6 * np.random.default_rng(0).random(alone.shape)  # equal accuracies make no bands
     rest = book.controlled(members, alone, table, 24)
@@ -170,7 +168,7 @@ def test_effect_of_accuracy_alone_vanishes_under_matching():
 
 
 def led(study, similarity):
-    names, pairs = study.target.to_index(), ms.member_sets(study.target.values, 2)
+    names, pairs = study.target.to_index(), book.member_sets(study.target.values, 2)
     votes = book.square(book.positions(pairs, names), ms.vote(study, pairs))
     accuracy = (study.clean_probability.values.argmax(axis=2) == 0).mean(axis=1)
     rows = book.matched_partners(accuracy, 0.01)
@@ -211,7 +209,7 @@ def test_table_of_pairs_is_what_votes_add_up_to_and_halves_take_their_share():
     study["pair_right"] = ("pair", "test_image"), book.pairs_right(study)
     for half in (study, *book.halves(study)):
         assert half.pair_right.mean("test_image").values == pytest.approx(
-            ms.vote(half, ms.member_sets(half.target.values, 2)).to_numpy()
+            ms.vote(half, book.member_sets(half.target.values, 2)).to_numpy()
         )
 
 

@@ -110,7 +110,7 @@ def test_folder_that_a_worker_cannot_see_is_named(address, tmp_path):
 
 
 def test_worker_with_another_environment_is_refused(address, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["modelsim.transfer"], "version", lambda package: f"{package} of tomorrow")
+    monkeypatch.setattr(sys.modules["modelsim.study"], "version", lambda package: f"{package} of tomorrow")
     with pytest.raises(ValueError, match=r"a worker has .* of tomorrow.*: give all workers one environment"):
         tiny.transfer(tmp_path, scheduler=address)
 
