@@ -11,7 +11,16 @@ from modelsim.components import components, components_table, read_components
 from modelsim.ensembles import vote
 from modelsim.forecast import forecast, pair_features
 from modelsim.images import ImageSet, data_directory, fashion_mnist, image_folder
-from modelsim.measures import gradient_cosine, linear_cka, measure, penultimate_features
+from modelsim.measures import (
+    capa,
+    error_consistency,
+    gradient_cosine,
+    jensen_shannon,
+    linear_cka,
+    measure,
+    penultimate_features,
+    prediction_agreement,
+)
 from modelsim.plan import plan
 from modelsim.pretrained import pretrained
 from modelsim.published import PublishedScoresUnavailable, published_components, published_sat
@@ -34,12 +43,13 @@ from modelsim.zoo import Classifier, Zoo, build, load_weights, load_zoo, save_we
 # fmt: off
 __all__ = [
     "CATALOGUE", "Architecture", "Classifier", "ImageSet", "PublishedScoresUnavailable", "Recipe", "Teacher",
-    "Zoo", "accuracy", "adversarial_images", "agreement", "build", "compare", "components",
-    "components_table", "data_directory", "distance", "fashion_mnist", "fgsm", "first_seeds", "fit",
-    "forecast", "gradient_cosine", "image_folder", "interval", "jackknife", "linear_cka", "load_weights",
-    "load_zoo", "main_effects", "measure", "neighbours", "open_study", "pair_features", "pairs",
-    "penultimate_features", "pgd", "plan", "pretrained", "published_components", "published_sat",
-    "read_components", "relative_sat", "sat", "save_weights", "spectral_clusters", "train", "training_table",
-    "transfer", "transferability", "vote", "white_box_success",
+    "Zoo", "accuracy", "adversarial_images", "agreement", "build", "capa", "compare", "components",
+    "components_table", "data_directory", "distance", "error_consistency", "fashion_mnist", "fgsm",
+    "first_seeds", "fit", "forecast", "gradient_cosine", "image_folder", "interval", "jackknife",
+    "jensen_shannon", "linear_cka", "load_weights", "load_zoo", "main_effects", "measure", "neighbours",
+    "open_study", "pair_features", "pairs", "penultimate_features", "pgd", "plan", "prediction_agreement",
+    "pretrained", "published_components", "published_sat", "read_components", "relative_sat", "sat",
+    "save_weights", "spectral_clusters", "train", "training_table", "transfer", "transferability", "vote",
+    "white_box_success",
 ]
 # fmt: on

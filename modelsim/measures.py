@@ -1,4 +1,4 @@
-"""Other similarities of the same networks, from their features and gradients; the book has more on a page.
+"""Other similarities of the same networks: from predictions, probabilities, features and gradients.
 
 Each returns a symmetric matrix (model, other) that is larger the more similar two networks are.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.special import entr
 from torch import nn
 from tqdm import tqdm
 
@@ -22,6 +23,79 @@ from modelsim.scores import Floats, labelled
 from modelsim.study import check_folder, setting_differences, versions
 from modelsim.workers import sole_writer
 from modelsim.zoo import fingerprint, naming
+
+
+def prediction_agreement(study: xr.Dataset) -> xr.DataArray:
+    """Share of the clean images of which two networks say the same, right or wrong: 0 … 1.
+
+    Examples
+    --------
+    >>> prediction_agreement(open_study("data/fashion69")).sel(model="resnet50", other="resnet101")
+
+    Parameters
+    ----------
+    study : Dataset
+        From `transfer` or `open_study`; or any with `clean_prediction (target, image)`.
+    """
+    said = study.clean_prediction.transpose("target", "image").values
+    return labelled((said[:, None] == said).mean(-1), study.target.values, "agreement")
+
+
+def error_consistency(study: xr.Dataset) -> xr.DataArray:
+    """Cohen's κ of being right: how much more than by chance two networks are right, or wrong, together.
+
+    1 where always, 0 where as often as two independent networks of their accuracies; NaN where both are
+    always right, or both always wrong. Parameters are those of `prediction_agreement`, and `label (image)`.
+
+    References
+    ----------
+    Geirhos, Meding and Wichmann, *Beyond accuracy: quantifying trial-by-trial behaviour of CNNs and humans by
+    measuring error consistency*, NeurIPS 2020, eq. (1) to (3).
+    """
+    right = (study.clean_prediction == study.label).transpose("target", "image").values.astype(float)
+    accuracy, wrong = right.mean(1), 1 - right
+    together = (right @ right.T + wrong @ wrong.T) / right.shape[1]
+    chance = np.outer(accuracy, accuracy) + np.outer(1 - accuracy, 1 - accuracy)
+    return labelled(_beyond_chance(together, chance), study.target.values, "error consistency")
+
+
+def capa(study: xr.Dataset) -> xr.DataArray:
+    """Chance-adjusted probabilistic agreement κₚ: how much more than by chance two networks say the same.
+
+    Each draws its class from its probabilities; chance is two independent networks that give the true class
+    the same mean probabilities and share the rest evenly. At most 1. The diagonal is a network against
+    another draw of its own, so it is below 1 where it isn't sure.
+
+    Parameters
+    ----------
+    study : Dataset
+        With `clean_probability (target, test_image, class)`, of the images in `image` at least, and `label`.
+
+    References
+    ----------
+    Goel et al., *Great Models Think Alike and this Undermines AI Oversight*, arXiv 2502.04313, sec. 2.
+    """
+    p, label = _probabilities(study), study.label.values
+    same = np.einsum("aic,bic->ab", p, p, optimize=True) / p.shape[1]
+    true = p[:, np.arange(len(label)), label].mean(1)
+    chance = np.outer(true, true) + np.outer(1 - true, 1 - true) / (p.shape[2] - 1)
+    return labelled(_beyond_chance(same, chance), study.target.values, "CAPA")
+
+
+def jensen_shannon(study: xr.Dataset) -> xr.DataArray:
+    """One minus the mean Jensen-Shannon divergence of two networks' probabilities, in bits: 0 … 1.
+
+    Parameters are those of `capa`.
+
+    References
+    ----------
+    Lin, *Divergence measures based on the Shannon entropy*, IEEE Transactions on Information Theory, 1991.
+    """
+    p = _probabilities(study)
+    own = entr(p).sum(-1)
+    mixed = np.stack([entr((p + one) / 2).sum(-1) for one in p])
+    divergence = (mixed - (own[:, None] + own) / 2).mean(-1) / np.log(2)
+    return labelled(1 - divergence, study.target.values, "Jensen-Shannon")
 
 
 def linear_cka(features: Mapping[str, Floats]) -> xr.DataArray:
@@ -56,6 +130,16 @@ def _unit(rows: Floats) -> Floats:
     """Scale each row to length 1; a row of zeros stays."""
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     return rows / np.where(lengths, lengths, 1)
+
+
+def _probabilities(study: xr.Dataset) -> Floats:
+    of_images = study.clean_probability.sel(test_image=study.image.values)
+    p = of_images.transpose("target", "test_image", "class").values.astype(float)
+    return p / p.sum(-1, keepdims=True)  # stored probabilities are rounded
+
+
+def _beyond_chance(observed: Floats, chance: Floats) -> Floats:
+    return np.divide(observed - chance, 1 - chance, out=np.full_like(chance, np.nan), where=chance < 1)
 
 
 def penultimate_features(classifier: nn.Module, images: ImageSet) -> Floats:

@@ -1,6 +1,6 @@
 """Execute the pages of the book, several at a time, and keep what they say where the build looks for it.
 
-Run by `make book`: python tests/execute_book.py book. What fails here is executed again by the build, which says why.
+Run by `make book`: python tests/execute_book.py book. The build executes again what fails here, and says why.
 """
 
 import os

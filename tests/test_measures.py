@@ -5,7 +5,6 @@ import torch
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import page
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import ortho_group
 from sklearn.metrics import cohen_kappa_score
@@ -15,8 +14,7 @@ from torch.nn.functional import cross_entropy
 import modelsim as ms
 from modelsim import distillation, measures
 
-book = page("measures")
-FROM_STUDY = (book.prediction_agreement, book.error_consistency, book.capa, book.jensen_shannon)
+FROM_STUDY = (ms.prediction_agreement, ms.error_consistency, ms.capa, ms.jensen_shannon)
 
 
 def told(probabilities, labels):
@@ -51,10 +49,10 @@ def test_measures_are_those_of_other_implementations():
     p, labels = study.clean_probability.values, study.label.values
     said, right = p.argmax(-1), p.argmax(-1) == labels
     expected = {
-        book.prediction_agreement: lambda a, b: np.mean(said[a] == said[b]),
-        book.error_consistency: lambda a, b: cohen_kappa_score(right[a], right[b]),
-        book.capa: lambda a, b: capa_by_loops(p[a], p[b], labels),
-        book.jensen_shannon: lambda a, b: 1 - np.mean(jensenshannon(p[a], p[b], base=2, axis=1) ** 2),
+        ms.prediction_agreement: lambda a, b: np.mean(said[a] == said[b]),
+        ms.error_consistency: lambda a, b: cohen_kappa_score(right[a], right[b]),
+        ms.capa: lambda a, b: capa_by_loops(p[a], p[b], labels),
+        ms.jensen_shannon: lambda a, b: 1 - np.mean(jensenshannon(p[a], p[b], base=2, axis=1) ** 2),
     }
     for function, reference in expected.items():
         pairs = [[reference(a, b) for b in range(4)] for a in range(4)]
@@ -67,7 +65,7 @@ def test_identities_of_what_is_read_from_predictions(seed):
     for function in FROM_STUDY:
         matrix = function(study)
         np.testing.assert_allclose(matrix, matrix.T, err_msg=function.__name__)
-        if function is not book.capa:
+        if function is not ms.capa:
             own = np.diag(matrix)[np.isfinite(np.diag(matrix))]
             np.testing.assert_allclose(own, 1, err_msg=function.__name__)
         shuffled = study.isel(image=slice(None, None, -1))
@@ -78,13 +76,13 @@ def test_cases_by_hand():
     sure = np.eye(3)[[[0, 1, 2, 0], [0, 1, 0, 1], [1, 2, 0, 1]]]
     study = told(sure, [0, 1, 2, 2])
     # Right are models 0 on three images, 1 on two of them, 2 on none.
-    assert book.prediction_agreement(study).values[0, 1] == 0.5
-    assert book.error_consistency(study).values[0, 1] == pytest.approx((0.75 - 0.5) / 0.5)
-    assert book.error_consistency(study).values[0, 2] == 0
-    assert np.isnan(book.error_consistency(study).values[2, 2])
+    assert ms.prediction_agreement(study).values[0, 1] == 0.5
+    assert ms.error_consistency(study).values[0, 1] == pytest.approx((0.75 - 0.5) / 0.5)
+    assert ms.error_consistency(study).values[0, 2] == 0
+    assert np.isnan(ms.error_consistency(study).values[2, 2])
     chance = 0.75 * 0.5 + 0.25 * 0.5 / 2
-    assert book.capa(study).values[0, 1] == pytest.approx((0.5 - chance) / (1 - chance))
-    assert book.jensen_shannon(study).values[0, 2] == 0
+    assert ms.capa(study).values[0, 1] == pytest.approx((0.5 - chance) / (1 - chance))
+    assert ms.jensen_shannon(study).values[0, 2] == 0
 
 
 def test_independent_networks_agree_no_more_than_by_chance():
@@ -93,9 +91,9 @@ def test_independent_networks_agree_no_more_than_by_chance():
     right = random.random((2, n)) < [[0.9], [0.6]]
     said = np.where(right, labels, (labels + random.integers(1, 10, size=(2, n))) % 10)
     study = told(np.eye(10)[said], labels)
-    for function in (book.error_consistency, book.capa):
+    for function in (ms.error_consistency, ms.capa):
         assert function(study).values[0, 1] == pytest.approx(0, abs=0.02)
-    assert book.prediction_agreement(study).values[0, 1] > 0.5
+    assert ms.prediction_agreement(study).values[0, 1] > 0.5
 
 
 def test_alignment_is_that_of_the_definition_and_blind_to_turns_and_scales():
