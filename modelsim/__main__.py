@@ -124,8 +124,8 @@ def transfer(
     attack = _pgd(zoo, eps, steps, step_size, seed)
     options: dict[str, Any] = dict(fold=fold, perturbations=perturbations, network_memory=network_memory)
     options |= dict(precision=precision, workers=workers, scheduler=scheduler)
-    networks, shown = _given(zoo, names, weights, images, image_seed, per_class=per_class, labels=labels)
-    expected = expected_accuracy(expect, networks) if expect else {} if zoo == "imagenet69" else None
+    of_folder = dict(per_class=per_class, labels=labels, seed=image_seed)
+    networks, shown, expected = _given(zoo, names, weights, expect, images, **of_folder)
     test = ms.fashion_mnist("test") if probabilities and zoo == "fashion69" else None
     ms.transfer(networks, shown, attack, out, test_images=test, expected_accuracy=expected, **options)
     return f"the study is in {out}; next: python -m modelsim score {shlex.quote(str(out))}"
@@ -140,16 +140,18 @@ def _pgd(zoo: str, eps: float | None, steps: int, step_size: float, seed: int) -
 
 
 def _given(
-    zoo: str, names: Strings, weights: Path | None, images: str, seed: int, **of_folder: Any
-) -> tuple[ms.Zoo, ms.ImageSet]:
-    """Return the networks that are asked for and images of the kind that they know."""
+    zoo: str, names: Strings, weights: Path | None, expect: Path | None, images: str, **draw: Any
+) -> tuple[ms.Zoo, ms.ImageSet, dict[str, float] | None]:
+    """Return the networks that are asked for, images that they know, and how accurate they should be."""
     path, in_folder = images.removeprefix("imagefolder:"), images.startswith("imagefolder:")
     if in_folder != (zoo == "imagenet69") or not (in_folder or images.isdecimal()):
         expected = "imagefolder:PATH with --zoo imagenet69, else a number"
         raise ValueError(f"--images must be {expected}, got {images!r} with --zoo {zoo}")
-    if in_folder:
-        return ms.pretrained(names or zoo, weights), ms.image_folder(path, seed=seed, **of_folder)
-    return ms.load_zoo(zoo, names=names or None), ms.fashion_mnist("test", n=int(images), seed=seed)
+    networks = ms.pretrained(names or zoo, weights) if in_folder else ms.load_zoo(zoo, names=names or None)
+    accuracy = expected_accuracy(expect, networks) if expect else {} if in_folder else None
+    if in_folder:  # whose pictures may take minutes to read: last
+        return networks, ms.image_folder(path, **draw), accuracy
+    return networks, ms.fashion_mnist("test", n=int(images), seed=draw["seed"]), accuracy
 
 
 @app.command()

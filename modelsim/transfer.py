@@ -168,7 +168,8 @@ class Engine:
             if found.shape[1] != (n := len(self.images.classes)):
                 raise ValueError(
                     f"it has {found.shape[1]} classes, the image set and its peers {n} (does it return "
-                    "features instead of logits?)"
+                    "features instead of logits? or do folders of pictures for networks of ImageNet lack "
+                    "the names of its synsets?)"
                 )
         return found
 

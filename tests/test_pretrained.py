@@ -379,6 +379,7 @@ def test_damaged_or_foreign_weights_and_another_number_of_classes_are_named_with
         ("--images ten", "got 'ten' with --zoo fashion69"),
         ("--zoo nonsense", "unknown study 'nonsense'"),
         ("resnet19 --zoo imagenet69 --images imagefolder:x", "unknown model of timm 'resnet19'"),
+        ("resnet50 --zoo imagenet69 --images imagefolder:x --expect y.csv", "y.csv"),
     ],
 )
 def test_mistake_on_the_command_line_is_one_line(line, message):
