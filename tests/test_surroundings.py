@@ -86,6 +86,6 @@ def test_make_uses_a_python_and_makes_once_an_environment_at_paths_with_a_space(
     assert run("test", venv) == checks
     assert run("bench", venv) == [f"{python} tests/bench_attacks.py"]
     of_book = run("book", venv)
-    assert len(of_book) == 3
+    assert len(of_book) == 4
     # Fonts are listed where no home is needed.
     assert all(call.startswith(python) and call.endswith("book/_build/matplotlib") for call in of_book)
