@@ -43,7 +43,6 @@ def test_every_cell_runs_with_a_module_of_ones_own_in_the_cell_to_change(monkeyp
     (place,) = (k for k, cell in enumerate(cells) if cell.startswith("NAME = "))
     whole, names = ms.first_seeds, [*ms.CATALOGUE][::3]
     monkeypatch.setattr(ms, "first_seeds", lambda study: whole(study).sel(source=names, target=names))
-    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     glued = {}
     monkeypatch.setattr("myst_nb.glue", lambda key, value, **_: glued.update({key: value}))
     space = {"display": print}
