@@ -138,7 +138,7 @@ def test_scheduler_killed_is_an_error_and_another_one_makes_the_same(whole, tmp_
     assert processes.end(one) == -signal.SIGKILL
     start = time.monotonic()
     assert processes.end(run) == 0
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     transfer(tmp_path, workers=2)
     assert tiny.files(tmp_path / "study") == tiny.files(whole / "study")
 
@@ -161,7 +161,7 @@ def test_interruption_after_a_death_is_said_once_and_leaves_nothing_running(tmp_
         start = time.monotonic()
         said = pipe.read()  # until the last process that holds the pipe is gone
     assert processes.end(run) == 1
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     assert said.count("Traceback") == 1
     assert said.endswith("KeyboardInterrupt\n")
 

@@ -402,9 +402,9 @@ def test_all_bases_are_tried_at_their_true_sizes():
 
 @pytest.mark.parametrize("names", OF_ALL_BASES)
 def test_networks_of_all_bases_at_their_true_sizes_go_through_all(names, photographs, tmp_path):
-    """Random weights, two photographs, one step; a network more is compared with the study."""
+    """Random weights, one photograph, one step; a network more is compared with the study."""
     zoo = {name: at_full_size(name) for name in names}
-    images = ms.image_folder(photographs, per_class=1, progress=False)[:2]
+    images = ms.image_folder(photographs, per_class=1, progress=False)[:1]
     attack = partial(ms.pgd, eps=8 / 255, steps=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="model .*: ")  # they know nothing
